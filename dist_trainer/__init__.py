@@ -1,0 +1,1 @@
+"""Distributed training for PyTorch that finishes what it starts."""

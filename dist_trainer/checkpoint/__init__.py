@@ -1,0 +1,1 @@
+"""Saving and restoring a run: the commit protocol, what is captured, and when."""

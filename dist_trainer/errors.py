@@ -1,0 +1,73 @@
+"""The exceptions a user can meet, each with the exit code its command ends with.
+
+    DistTrainerError            1   anything else
+    ├── ConfigError             2   the configuration: every problem found, one per line
+    ├── UsageError              2   the command or the run folder it was given: changed configuration, live writer
+    ├── DataError               1   a row that cannot be read, a data set that does not fit
+    ├── NonFiniteError          1   the loss or a gradient became NaN or infinite
+    ├── StorageError            1   the checkpoint store is gone or breaks a promise the commit needs
+    │   └── CorruptCheckpoint   1   one checkpoint's bytes are not those that were committed
+    ├── NoUsableCheckpoint      65  checkpoints exist and none of them is good
+    ├── FencedOut               1   a newer attempt of the same run has taken over
+    ├── NoProgress              93  three resumes without a new checkpoint: do not requeue
+    └── WorkersFailed           1   a rank failed, with its own error as the message
+"""
+
+from typing import ClassVar
+
+FINISHED = 0
+STOPPED = 75
+
+
+class DistTrainerError(Exception):
+    """Base of every error with a message meant for the user; `exit_code` is the command's."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(DistTrainerError):
+    """Everything wrong with a configuration, one problem per line: file:line, dotted key, found, accepted."""
+
+    exit_code = 2
+
+
+class UsageError(DistTrainerError):
+    """A command that cannot be carried out as given."""
+
+    exit_code = 2
+
+
+class DataError(DistTrainerError):
+    """A data set or one of its rows cannot be used; the message names the row."""
+
+
+class NonFiniteError(DistTrainerError):
+    """The loss or a gradient is NaN or infinite; the message names the step."""
+
+
+class StorageError(DistTrainerError):
+    """A store cannot be reached or does not keep a promise that the commit protocol needs."""
+
+
+class CorruptCheckpoint(StorageError):
+    """The bytes of a checkpoint differ from what its manifest says."""
+
+
+class NoUsableCheckpoint(DistTrainerError):
+    """Checkpoints are there and none is good: never start from scratch over them."""
+
+    exit_code = 65
+
+
+class FencedOut(DistTrainerError):
+    """A newer attempt of this run holds the fence; this one may not commit any more."""
+
+
+class NoProgress(DistTrainerError):
+    """Resumed three times from the same checkpoint without getting to the next one."""
+
+    exit_code = 93
+
+
+class WorkersFailed(DistTrainerError):
+    """A worker failed and no restart is left; the message is the first failed rank's error."""

@@ -1,0 +1,1 @@
+"""Metrics and events: on disk first, then carried to MLflow."""
