@@ -1,0 +1,281 @@
+"""A run's folder: what it is called, and who reads and writes which file in it.
+
+    runs/<name>/
+      config.yaml            resolved, with every default written out
+      run.json               run id, MLflow's run id, working folder, code version: see RunInfo
+      run.lock               flocked by the one live writer: {"pid", "host", "since"}; empty when released
+      fence/0003.json        one per attempt, created exclusively; only the highest may commit
+      attempts.jsonl         {"event": "start" | "end", "attempt", "time", ...}, one line each
+      status.json            {"state", "reason", "step", "time", "results"}
+      journal/rank-0.jsonl   see tracking/journal.py
+      logs/attempt-0003/     rank-0.log, and error-rank-0.json of a rank that failed
+      heartbeat/rank-0       see tracking/heartbeat.py
+      checkpoints/           unless checkpoint.folder says otherwise
+
+Files that change are replaced as a whole, and synced, so a reader never sees half of one.
+"""
+
+import difflib
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dist_trainer.adapters.file_lock import Owner, hold
+from dist_trainer.adapters.files import (
+    append_line,
+    create_exclusively,
+    plain_number,
+    replace_file,
+    whole_lines,
+    write_json,
+)
+from dist_trainer.config.schema import NAME_PATTERN
+from dist_trainer.errors import UsageError
+
+State = Literal["new", "running", "finished", "stopped", "failed", "do-not-requeue"]
+_FOLDERS = ("fence", "journal", "logs", "heartbeat", "checkpoints")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What stays true of a run over all its attempts."""
+
+    run_id: str
+    created: float
+    working_folder: Path  # relative paths of the configuration are relative to it
+    mlflow_run_id: str | None = None
+    code: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands: `stopped` is saved and may go on; `results` are the final metrics."""
+
+    state: State
+    reason: str = ""
+    step: int | None = None
+    time: float = field(default_factory=time.time)
+    results: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkerError:
+    """Why one rank failed."""
+
+    time: float
+    rank: int
+    step: int | None
+    type: str
+    message: str
+    traceback: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, config_yaml: str, *, working_folder: str | Path) -> "RunFolder":
+        """Make the folder, for its owner only. UsageError: a bad name, or a run that is there already."""
+        folder = cls(Path(path).absolute())
+        if not re.fullmatch(NAME_PATTERN, folder.path.name):
+            raise UsageError(f"a run's name must match {NAME_PATTERN}, got {folder.path.name!r}")
+        folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with folder.lock():  # two commands may create the same run at once
+            if folder._info_path.exists():
+                raise UsageError(f"{folder.path} is a run already; open it, or start afresh with --fresh")
+            for name in _FOLDERS:
+                (folder.path / name).mkdir(exist_ok=True)
+            replace_file(folder.config_path, config_yaml.encode())
+            working = Path(working_folder).absolute()
+            # run.json last: a folder without it is not a run
+            folder._write_info(
+                RunInfo(secrets.token_hex(8), time.time(), working, code=code_version(working))
+            )
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """The run at `path`, or UsageError."""
+        folder = cls(Path(path).absolute())
+        if not folder._info_path.is_file():
+            raise UsageError(f"{folder.path} is not a run folder: it has no run.json")
+        return folder
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def attempts_path(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def status_path(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def status(self) -> Status:
+        return self.read_status()
+
+    @property
+    def _info_path(self) -> Path:
+        return self.path / "run.json"
+
+    def journal_path(self, rank: int) -> Path:
+        return self.path / "journal" / f"rank-{rank}.jsonl"
+
+    def heartbeat_path(self, rank: int) -> Path:
+        return self.path / "heartbeat" / f"rank-{rank}"
+
+    def log_path(self, attempt: int, rank: int) -> Path:
+        return self.path / "logs" / f"attempt-{attempt:04d}" / f"rank-{rank}.log"
+
+    def info(self) -> RunInfo:
+        """run.json."""
+        fields = json.loads(self._info_path.read_text())
+        return RunInfo(**{**fields, "working_folder": Path(fields["working_folder"])})
+
+    def update_info(self, **changes: Any) -> RunInfo:
+        """Change fields of run.json. After creation only the tracking process does, so none is lost."""
+        info = replace(self.info(), **changes)
+        self._write_info(info)
+        return info
+
+    def _write_info(self, info: RunInfo) -> None:
+        write_json(self._info_path, {**asdict(info), "working_folder": str(info.working_folder)})
+
+    def new_fence(self, owner: Mapping[str, Any]) -> int:
+        """Take the next fence number, which shuts out every attempt before it."""
+        number = self.highest_fence() + 1
+        while not create_exclusively(self.path / "fence" / f"{number:04d}.json", owner):
+            number += 1
+        self.log_path(number, 0).parent.mkdir(parents=True, exist_ok=True)
+        return number
+
+    def highest_fence(self) -> int:
+        """The newest attempt's number; 0 before the first."""
+        names = (name.removesuffix(".json") for name in os.listdir(self.path / "fence"))  # noqa: PTH208
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Append to attempts.jsonl, synced."""
+        append_line(self.attempts_path, line)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every whole line of attempts.jsonl; one torn by a crash is left out."""
+        if not self.attempts_path.exists():
+            return []
+        return list(whole_lines(self.attempts_path.read_bytes()))
+
+    def read_status(self) -> Status:
+        """status.json; `new` before there is one."""
+        try:
+            fields = json.loads(self.status_path.read_text())
+        except FileNotFoundError:
+            return Status("new", time=0.0)
+        results = {name: float(value) for name, value in fields["results"].items()}
+        return Status(**{**fields, "results": results})
+
+    def write_status(self, status: Status) -> None:
+        """Replace status.json."""
+        assert status.state in get_args(State), status.state
+        results = {name: plain_number(float(value)) for name, value in status.results.items()}
+        write_json(self.status_path, {**asdict(status), "results": results})
+
+    def write_error(
+        self, attempt: int, rank: int, *, error: BaseException, step: int | None, exit_code: int
+    ) -> None:
+        """Leave word of why `rank` failed, for the agent that shows the first one."""
+        trace = "".join(traceback.format_exception(error))
+        what = WorkerError(time.time(), rank, step, type(error).__name__, str(error), trace, exit_code)
+        path = self.log_path(attempt, rank).with_name(f"error-rank-{rank}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(what))
+
+    def read_errors(self, attempt: int) -> list[WorkerError]:
+        """What failed ranks of an attempt left, the earliest first."""
+        paths = self.log_path(attempt, 0).parent.glob("error-rank-*.json")
+        errors = [WorkerError(**json.loads(path.read_text())) for path in paths]
+        return sorted(errors, key=lambda error: (error.time, error.rank))
+
+    def lock(self, *, watch_s: float = 10.0) -> AbstractContextManager[None]:
+        """Be the only writer of this run while the context lasts. UsageError names the one that is there.
+
+        Where file locks do not reach over hosts, a holder elsewhere that left no word of its end is given
+        `watch_s` seconds to show a heartbeat.
+        """
+        return hold(
+            self.path / "run.lock",
+            still_alive=lambda: self._beats_within(watch_s),
+            held=lambda owner: _held(self.path, owner),
+        )
+
+    def _beats_within(self, watch_s: float) -> bool:
+        """Whether any heartbeat changes while we watch: clocks of two hosts are never compared."""
+        first = self._heartbeats()
+        deadline = time.monotonic() + watch_s
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            if self._heartbeats() != first:
+                return True
+        return False
+
+    def _heartbeats(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.path / "heartbeat").glob("rank-*")}
+
+
+def find_run(name_or_path: str | Path, runs: str | Path) -> RunFolder:
+    """A run by its folder or by its name under `runs`; UsageError names the near ones."""
+    text, runs = str(name_or_path), Path(runs)
+    if re.fullmatch(NAME_PATTERN, text) and (runs / text / "run.json").is_file():
+        return RunFolder.open(runs / text)
+    if Path(text, "run.json").is_file():
+        return RunFolder.open(text)
+    names = [path.parent.name for path in runs.glob("*/run.json")]
+    near = difflib.get_close_matches(Path(text).name, names) or sorted(names)[:5]
+    hint = f"; there is {', '.join(near)}" if near else "; no run is there yet"
+    raise UsageError(f"no run {text!r} in {runs.absolute()}, and it is no run folder{hint}")
+
+
+def code_version(folder: Path) -> dict[str, Any]:
+    """The git commit of `folder` and whether tracked files differ from it; nothing where there is no git."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _held(path: Path, owner: Owner | None) -> UsageError:
+    if owner is None:
+        return UsageError(f"run {path.name} is being trained by another process; wait for it")
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.since))
+    pid, host = owner.pid, owner.host
+    stop = f"kill {pid}" if host == socket.gethostname() else f"ssh {host} kill {pid}"
+    return UsageError(
+        f"run {path.name} is being trained by pid {pid} on host {host} since {since}"
+        f"; wait for it, or stop it with {stop}"
+    )
