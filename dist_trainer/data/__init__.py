@@ -1,0 +1,1 @@
+"""Data sets that are read into memory, and what cuts, splits and augments them."""
