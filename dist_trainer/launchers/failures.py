@@ -1,0 +1,96 @@
+"""Which rank failed first, and whether trying again can help."""
+
+import re
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_trainer import errors
+from dist_trainer.run_folder import RunFolder, WorkerError
+
+_LOST = 255  # multiprocessing's word for a process whose forkserver is gone
+_NEVER_AGAIN = (2, 65, 93)  # the user's mistake, no usable checkpoint, no progress
+_PULLED_DOWN_TYPES = {"PeerFailed", "DistBackendError", "DistNetworkError", "DistStoreError"}
+_PULLED_DOWN = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|recvbytes|processgroup"
+    r"|timed out waiting|wait timeout",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first cause of an attempt's end."""
+
+    rank: int
+    what: str  # one message, ready to show
+    log: Path
+    step: int | None = None
+    type: str = ""
+    exit_code: int = 1
+
+    @property
+    def killed(self) -> bool:
+        """Whether a signal from outside ended the rank: there is no exception then."""
+        return not self.type
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether another attempt could go better: not after a mistake, nor when another writer took over."""
+        return self.exit_code not in _NEVER_AGAIN and self.type != errors.FencedOut.__name__
+
+    def repeats(self, other: "Failure | None") -> bool:
+        """The same exception at the same step: a third time would be the same again."""
+        if other is None or self.killed:
+            return False
+        return (self.type, self.what, self.step) == (other.type, other.what, other.step)
+
+
+def first_failure(run: RunFolder, attempt: int, exit_codes: Mapping[int, int]) -> Failure:
+    """The cause, from the words that failed ranks left and the exit codes of this node's dead ranks.
+
+    `exit_codes` are those from before peers were ended. The earliest word counts, but a rank that only lost
+    its connection was pulled down by another: one that said something else, or was killed and said nothing.
+    """
+    words = run.read_errors(attempt)
+    own = [word for word in words if not _was_pulled_down(word)]
+    if own:
+        return _from_word(run, attempt, own[0])
+    silent = {rank: code for rank, code in exit_codes.items() if rank not in {word.rank for word in words}}
+    if silent:
+        rank = min(silent, key=lambda rank: (silent[rank] >= 0, rank))  # a signal before an exit code
+        return Failure(rank, _ending(rank, silent[rank]), run.log_path(attempt, rank))
+    if words:
+        return _from_word(run, attempt, words[0])
+    return Failure(0, "the workers ended without a word", run.log_path(attempt, 0))
+
+
+def _was_pulled_down(word: WorkerError) -> bool:
+    if word.type in _PULLED_DOWN_TYPES:
+        return True
+    return word.type in ("RuntimeError", "ConnectionError") and bool(_PULLED_DOWN.search(word.message))
+
+
+def _from_word(run: RunFolder, attempt: int, word: WorkerError) -> Failure:
+    known = getattr(errors, word.type, None)
+    meant_for_the_user = isinstance(known, type) and issubclass(known, errors.DistTrainerError)
+    what = word.message if meant_for_the_user else f"{word.type}: {word.message}"
+    where = f"rank {word.rank} failed" + (f" at step {word.step}" if word.step is not None else "")
+    return Failure(
+        rank=word.rank,
+        what=what if word.exit_code == 2 else f"{where}: {what}",
+        log=run.log_path(attempt, word.rank),
+        step=word.step,
+        type=word.type,
+        exit_code=word.exit_code,
+    )
+
+
+def _ending(rank: int, code: int) -> str:
+    if code == _LOST:
+        return f"rank {rank} was lost: the process that started it was killed"
+    if code >= 0:
+        return f"rank {rank} ended with exit code {code} and no error message"
+    name = signal.Signals(-code).name
+    return f"rank {rank} was killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")

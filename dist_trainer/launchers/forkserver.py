@@ -1,0 +1,194 @@
+"""The process that imports torch once and forks every worker, and what runs first in each of them."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dist_trainer.errors import DistTrainerError
+from dist_trainer.launchers.parent_death import kill_me_with_my_parent
+from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
+
+_PRELOAD = "dist_trainer.launchers.preload"
+_GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+
+def start(environment: Mapping[str, str]) -> None:
+    """Start the forkserver with these variables added, unless it runs; it imports torch while we go on.
+
+    Signals stay blocked until it ignores them: one to the process group in between would end it.
+    """
+    multiprocessing.set_forkserver_preload([_PRELOAD])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        with variables(environment):
+            resource_tracker.ensure_running()  # this one unblocks INT and TERM when it starts
+            signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def thread_variables(workers: int) -> dict[str, str]:
+    """OMP_NUM_THREADS so that the workers share the cores, unless the user chose a number."""
+    cores = len(os.sched_getaffinity(0))
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // workers))}
+
+
+@contextmanager
+def variables(added: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that this process has while the context lasts."""
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """Keep multiprocessing from importing our `__main__` again in each child.
+
+    It would load the command line in every worker, and run a script that has no `if __name__` guard.
+    """
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {
+        name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__
+    }
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(hidden)
+
+
+def call(
+    function: Callable[..., Any],
+    *arguments: Any,
+    folder: Path,
+    until: Callable[[], bool] = lambda: False,
+) -> Any:
+    """What an importable function returns in a child of the forkserver, in `folder`; its error too.
+
+    The child is killed, and InterruptedError raised, as soon as `until` says so.
+    """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    context = multiprocessing.get_context("forkserver")
+    child = context.Process(target=_reply, args=(theirs, function, arguments, str(folder)), daemon=True)
+    with ours, without_main_module():
+        child.start()
+        theirs.close()
+        try:
+            while not ours.poll(0.05):
+                if until():
+                    raise InterruptedError
+            returned, value = ours.recv()
+        except EOFError:
+            child.join()
+            raise DistTrainerError(f"{function.__name__} ended without a word: {ending(child)}") from None
+        finally:
+            child.kill()
+            child.join()
+            child.close()
+    if not returned:
+        raise value
+    return value
+
+
+def ending(child: Any) -> str:
+    """How a process ended, in words."""
+    code = child.exitcode
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _reply(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], folder: str) -> None:
+    from dist_trainer.launchers import preload
+
+    kill_me_with_my_parent(parent_pid=preload.FORKSERVER_PID)
+    os.dup2(2, 1)  # what imported modules print is not the command's result
+    _enter(Path(folder))
+    try:
+        pipe.send((True, function(*arguments)))
+    except Exception as error:
+        try:
+            pipe.send((False, error))
+        except Exception:  # an error that does not travel: its text does
+            pipe.send((False, DistTrainerError(f"{type(error).__name__}: {error}")))
+
+
+def work(entry: str, run_folder: str) -> NoReturn:
+    """Run `entry` ("module:function") on the run folder, as one rank, with both streams in the rank's log.
+
+    Never returns: torch would have a worker that returns wait for the others, and an error written once more,
+    as a pickle in the temporary folder.
+    """
+    from dist_trainer.adapters.distributed import Place
+    from dist_trainer.launchers import preload
+
+    kill_me_with_my_parent(parent_pid=preload.FORKSERVER_PID)
+    place, run = Place.from_environment(), RunFolder(Path(run_folder))
+    assert place.fence is not None, "the agent gives every worker its attempt's number"
+    _write_streams_to(run.log_path(place.fence, place.rank))
+    try:
+        _enter(run.info().working_folder)
+        module, _, function = entry.partition(":")
+        getattr(importlib.import_module(module), function)(run_folder)
+        raise SystemExit  # without a code: torch takes 0 for a return
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            _leave(leaving.code)
+        raise SystemExit from None
+    except BaseException as error:
+        traceback.print_exc()
+        code = error.exit_code if isinstance(error, DistTrainerError) else 1
+        if not any(known.rank == place.rank for known in run.read_errors(place.fence)):
+            step = beat.step if (beat := _last_beat(run, place.fence, place.rank)) else None
+            run.write_error(place.fence, place.rank, error=error, step=step, exit_code=code)
+        _leave(code)
+
+
+def _last_beat(run: RunFolder, attempt: int, rank: int) -> Beat | None:
+    beat = read_heartbeat(run.heartbeat_path(rank))
+    return beat if beat and beat.attempt == attempt else None
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """End with a failure, without waiting for threads that may be stuck in a collective."""
+    if isinstance(code, str):
+        sys.stderr.write(f"{code}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def _enter(folder: Path) -> None:
+    """Where the configuration's relative paths and the user's own modules are."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+
+
+def _write_streams_to(path: Path) -> None:
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -1,0 +1,16 @@
+"""The kernel's promise that a process does not outlive its parent (Linux)."""
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+
+
+def kill_me_with_my_parent(*, parent_pid: int | None = None) -> None:
+    """SIGKILL this process when its parent dies; at once where `parent_pid` is given and already gone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if parent_pid is not None and os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,55 @@
+"""What the command was asked by signals: stop and save, hand the machine back, or leave at once."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_IMPATIENT_AFTER_S = 1.0  # sooner, a second Ctrl-C is a bouncing key
+
+
+class StopRequests:
+    """Collects requests to stop while `listening`; whoever waits looks at it between two steps of its own.
+
+    INT, TERM and HUP ask the workers to save and stop, USR2 to save because the scheduler wants the machine
+    back. INT followed by TERM is one request. A second INT a second or more after the first one means: now.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: list[signal.Signals] = []  # what each worker is to be sent, once each
+        self.since: float | None = None  # monotonic time of the first request
+        self.urgent = False
+        self._last_interrupt: float | None = None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether anybody asked for an end."""
+        return self.since is not None
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequests"]:
+        """Own the signals while the context lasts. Only the main thread can."""
+        before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGUSR2)}
+        if before[signal.SIGHUP] is signal.SIG_IGN:
+            del before[signal.SIGHUP]  # nohup: a closed terminal is not a request
+        for number in before:
+            signal.signal(number, self._note)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        forward = signal.SIGUSR2 if number == signal.SIGUSR2 else signal.SIGTERM
+        if forward not in self.wanted:
+            self.wanted.append(forward)
+        if self.since is None:
+            self.since = now
+        if number == signal.SIGINT:
+            if self._last_interrupt is None:
+                self._last_interrupt = now
+            self.urgent = self.urgent or now - self._last_interrupt >= _IMPATIENT_AFTER_S

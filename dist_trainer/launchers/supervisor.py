@@ -1,0 +1,204 @@
+"""Judges the workers of one node: who is asked to stop or ended, what a failure means. Knows no torch."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Literal
+
+from dist_trainer.config.schema import LaunchConfig
+from dist_trainer.errors import FINISHED, STOPPED
+from dist_trainer.launchers.failures import Failure, first_failure
+from dist_trainer.launchers.signals import StopRequests
+from dist_trainer.run_folder import RunFolder, State, Status
+from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
+
+_PEERS_MAY_TAKE_S = 3.0  # after a failure; their group is broken, so there is nothing they could finish
+_NO_PROGRESS = 93
+
+
+@dataclass
+class Worker:
+    """One rank of this node."""
+
+    rank: int
+    process: BaseProcess
+    sent: set[signal.Signals] = field(default_factory=set)
+
+    def ask(self, number: signal.Signals) -> None:
+        """Send a signal once, as soon as the worker has a handler for it: before, it would be lost."""
+        if number not in self.sent and self.process.is_alive() and _catches(self.process.pid, number):
+            self.sent.add(number)
+            _send(self.process.pid, number)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended; `failure` is the first cause, to be shown once."""
+
+    state: State
+    exit_code: int
+    step: int | None
+    failure: Failure | None = None
+    message: str = ""
+
+
+class Supervisor:
+    """Watches the workers of one node over all attempts of one command."""
+
+    def __init__(self, run: RunFolder, config: LaunchConfig, *, report: Callable[[str], None]) -> None:
+        self.requests = StopRequests()
+        self.attempt = 0
+        self._run = run
+        self._config = config
+        self._report = report
+        self._workers: list[Worker] = []
+        self._leads = True  # whether this node's agent writes for the others
+        self._failure: Failure | None = None
+        self._failure_before: Failure | None = None
+        self._gave_up_on_workers = False
+        self._last_life: tuple[Beat | None, ...] = ()
+        self._alive_at = 0.0
+
+    def take_fence(self) -> int:
+        """The number of the attempt that starts now; older attempts may no longer commit."""
+        return self._run.new_fence({"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()})
+
+    def started(self, workers: list[Worker], *, leads: bool) -> None:
+        """These are the workers of `attempt`."""
+        self._workers = workers
+        self._leads = leads
+        self._failure_before, self._failure = self._failure, None
+
+    def watch(self) -> Literal["running", "succeeded", "failed"]:
+        """Look at the workers and pass on requests to stop. None is left here when the attempt has failed."""
+        for number in self.requests.wanted:
+            for worker in self._workers:
+                worker.ask(number)
+        codes = {worker.rank: worker.process.exitcode for worker in self._workers}
+        if all(code == 0 for code in codes.values()):
+            return "succeeded"
+        failed = {rank: code for rank, code in codes.items() if code}
+        if failed:
+            self._end_workers(at_once=False)
+            self._failure = first_failure(self._run, self.attempt, failed)
+        elif self._must_leave():
+            self._gave_up_on_workers = True
+            self._end_workers(at_once=True)
+        else:
+            return "running"
+        self._close_attempt()
+        return "failed"
+
+    def may_restart(self, left: int) -> bool:
+        """Whether another attempt makes sense; says so to the user where it does."""
+        failure = self._failure
+        if self.requests.stopping or failure is None or not failure.may_be_repeated or left < 1:
+            return False
+        if failure.repeats(self._failure_before):
+            return False
+        of = self._config.max_restarts
+        self._report(f"{failure.what}\nRestarting from the last checkpoint ({of - left + 1} of {of}).")
+        return True
+
+    def lost_nodes(self, error: Exception) -> None:
+        """The agents of the other nodes cannot be met any more."""
+        self.clean_up()
+        log = self._run.log_path(self.attempt, 0)
+        self._failure = self._failure or Failure(0, f"the other nodes are gone: {error}", log)
+        self._close_attempt()
+
+    def clean_up(self) -> None:
+        """Leave no worker behind, whatever went wrong here."""
+        self._end_workers(at_once=False)
+
+    def outcome(self) -> Outcome:
+        """How it all ended; written to status.json where the workers could not."""
+        self._close_attempt()
+        if self._failure is None and not self._gave_up_on_workers:
+            return self._success(self._run.read_status())
+        outcome = self._judge(self._failure)
+        if self._leads:
+            self._run.write_status(Status(outcome.state, outcome.message, outcome.step))
+        return outcome
+
+    def _success(self, status: Status) -> Outcome:
+        stopped = status.state == "stopped" or (status.state != "finished" and self.requests.stopping)
+        return Outcome("stopped" if stopped else "finished", STOPPED if stopped else FINISHED, status.step)
+
+    def _judge(self, failure: Failure | None) -> Outcome:
+        step = self._last_step()
+        if failure is None:
+            return Outcome("stopped", STOPPED, step, message="left at once, with the last good checkpoint")
+        if self.requests.stopping and failure.may_be_repeated:
+            message = f"{failure.what}; stopped with the last good checkpoint"
+            return Outcome("stopped", STOPPED, step, failure, message)
+        state: State = "do-not-requeue" if failure.exit_code == _NO_PROGRESS else "failed"
+        return Outcome(state, failure.exit_code, step, failure, failure.what)
+
+    def _must_leave(self) -> bool:
+        """After a request: the user is impatient, or no rank showed a sign of life for launch.timeout_s."""
+        if not self.requests.stopping:
+            return False
+        life = tuple(read_heartbeat(self._run.heartbeat_path(worker.rank)) for worker in self._workers)
+        now = time.monotonic()
+        if life != self._last_life:
+            self._last_life, self._alive_at = life, now
+        return self.requests.urgent or now - self._alive_at > self._config.timeout_s
+
+    def _end_workers(self, *, at_once: bool) -> None:
+        alive = [worker.process for worker in self._workers if worker.process.is_alive()]
+        for process in alive:
+            _send(process.pid, signal.SIGKILL if at_once else signal.SIGTERM)
+        deadline = time.monotonic() + _PEERS_MAY_TAKE_S
+        for process in alive:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in alive:
+            if process.is_alive():
+                _send(process.pid, signal.SIGKILL)
+                process.join(_PEERS_MAY_TAKE_S)
+
+    def _close_attempt(self) -> None:
+        """The attempt's end line, unless rank 0 lived to write it."""
+        ended = {line["attempt"] for line in self._run.attempts() if line["event"] == "end"}
+        if not self._leads or self.attempt == 0 or self.attempt in ended:
+            return
+        done = self._failure is None and not self._gave_up_on_workers
+        outcome = self._success(self._run.read_status()) if done else self._judge(self._failure)
+        killed = self._failure is not None and self._failure.killed
+        self._run.record(
+            {
+                "event": "end",
+                "attempt": self.attempt,
+                "time": time.time(),
+                "last_step": self._last_step(),
+                "cause": "killed" if killed else outcome.state,
+                "exit_code": outcome.exit_code,
+                "error": outcome.message or None,
+            }
+        )
+
+    def _last_step(self) -> int | None:
+        beat = read_heartbeat(self._run.heartbeat_path(0))
+        return beat.step if beat and beat.attempt == self.attempt else None
+
+
+def _send(pid: int | None, number: signal.Signals) -> None:
+    assert pid is not None
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _catches(pid: int | None, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal (proc(5): SigCgt)."""
+    try:
+        fields = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    mask = next(line.split()[1] for line in fields.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)

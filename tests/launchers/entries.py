@@ -1,0 +1,121 @@
+"""What workers do in these tests: small stand-ins for dist_trainer.worker, named by "module:function"."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_trainer.adapters import distributed
+from dist_trainer.errors import ConfigError
+from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.tracking.heartbeat import Heartbeat
+
+
+class Rank:
+    """One gloo rank that takes steps: an all-reduce, a beat, and an agreement to stop."""
+
+    def __init__(self, run_folder: str) -> None:
+        self.run = RunFolder.open(run_folder)
+        self.wanted: set[int] = set()
+        self.started_with_torch = "torch" in sys.modules
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, lambda number, frame: self.wanted.add(number))
+        self.group = distributed.join("cpu", timeout_s=20)
+        self.rank, self.attempt = self.group.rank, self.group.fence
+        self.pulse = Heartbeat(self.run.heartbeat_path(self.rank), rank=self.rank, attempt=self.attempt)
+
+    def step(self, number: int) -> bool:
+        """Take one; True when the ranks agree to stop."""
+        self.pulse.beat(number, "train")
+        total = self.group.sum_over_ranks(torch.tensor([1, len(self.wanted)]))
+        assert total[0] == self.group.world_size
+        return bool(total[1] > 0)
+
+    def note(self, name: str, text: Any = "") -> None:
+        """Leave a file in the run folder."""
+        (self.run.path / f"{name}-{self.attempt}-{self.rank}").write_text(str(text))
+
+
+def finish(run_folder: str) -> None:
+    """Three steps."""
+    rank = Rank(run_folder)
+    for number in range(3):
+        rank.step(number)
+    print(f"rank {rank.rank} says done")
+    print("and this on the other stream", file=sys.stderr)
+    rank.note("pid", os.getpid())
+    rank.note("threads", torch.get_num_threads())
+    rank.group.leave()
+
+
+def until_stopped(run_folder: str) -> None:
+    """Steps until told to stop; then writes what it was told."""
+    rank = Rank(run_folder)
+    rank.note("pid", os.getpid())
+    number = 0
+    while not rank.step(number):
+        number += 1
+        time.sleep(0.01)
+    rank.note("told", sorted(signal.Signals(number).name for number in rank.wanted))
+    if rank.rank == 0:
+        rank.run.write_status(Status("stopped", "asked to", number))
+    rank.group.leave()
+
+
+def deaf(run_folder: str) -> None:
+    """Never listens."""
+    Rank(run_folder).note("pid", os.getpid())
+    while True:
+        time.sleep(0.1)
+
+
+def killed_three_times(run_folder: str) -> None:
+    """Rank 1 dies in its first three attempts, rank 0 in the fourth."""
+    rank = Rank(run_folder)
+    for number in range(5):
+        rank.step(number)
+        victim = {1: 1, 2: 1, 3: 1, 4: 0}.get(rank.attempt)
+        if number == 2 and rank.rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+    rank.group.leave()
+
+
+def rank_two_fails(run_folder: str) -> None:
+    """Rank 2 raises at a step that depends on the attempt, and the others lose their connection."""
+    rank = Rank(run_folder)
+    for number in range(20):
+        rank.step(number)
+        if rank.rank == 2 and number == 3 * rank.attempt:
+            raise ValueError("the real cause")
+
+
+def fails_alike(run_folder: str) -> None:
+    """The same exception at the same step."""
+    rank = Rank(run_folder)
+    for number in range(5):
+        rank.step(number)
+        if rank.rank == 1 and number == 3:
+            raise ValueError("always the same")
+
+
+def user_mistake(run_folder: str) -> None:
+    """Every rank finds the same mistake."""
+    raise ConfigError("optimizer.lr must be > 0, got -1")
+
+
+def user_module(run_folder: str) -> None:
+    """Import a module that is only in the working folder."""
+    import users_own_module
+
+    Rank(run_folder).note("found", users_own_module.VALUE)
+
+
+def without_torch_distributed_leave(run_folder: str) -> None:
+    """A rank that ends while a thread of its own still runs."""
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    Path(run_folder, "ended").touch()
