@@ -1,0 +1,186 @@
+"""Whether every target of a configuration exists and takes its arguments, found out by importing it.
+
+This imports torch and the user's modules, so it runs in a child process: `python -m dist_trainer.config.check`
+reads a configuration on standard input and prints the problems as JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dist_trainer.config.arguments import Targeted, is_used_itself, misfits, parameters_of, parts
+from dist_trainer.config.imports import import_target
+from dist_trainer.config.schema import Config, OptimizerConfig
+from dist_trainer.config.yaml_rules import read_yaml, write_yaml
+from dist_trainer.errors import ConfigError
+
+FILLED_IN = frozenset({"T_max", "total_steps"})  # the length of the training, which the toolkit knows
+Pairs = Iterator[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a section's object is for: what the toolkit supplies, and what the object has to be."""
+
+    supplied: int = 0
+    implied: frozenset[str] = frozenset()
+    is_function: bool = False  # may be a function that the toolkit calls later
+    refuses: Callable[[type], str | None] = lambda _: None  # why a class does not suit
+
+
+def check_targets(config: Config) -> list[tuple[str, str]]:
+    """What is wrong with the targets: (dotted key, message to follow it). Imports all of them, and torch."""
+    found: list[tuple[str, str]] = []
+    for key, target, role in _sections(config):
+        found += _check(key, target, role)
+    return found
+
+
+def check_in_child(config: Config) -> list[tuple[str, str]]:
+    """`check_targets` in a process of its own. Raises ConfigError if a target's import ends that process."""
+    child = subprocess.run(
+        [sys.executable, "-m", "dist_trainer.config.check"],
+        input=write_yaml(config.model_dump()),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        last = child.stderr.strip().rpartition("\n")[2]
+        raise ConfigError(f"importing the targets ended the process with {child.returncode}: {last}")
+    return [(key, message) for key, message in json.loads(child.stdout)]
+
+
+def main() -> None:
+    """The child's side. What user modules print on import goes to standard error."""
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    tree, _ = read_yaml(sys.stdin.read(), "standard input")
+    assert tree is not None, "the parent writes valid YAML"
+    problems = check_targets(Config.model_validate(tree.plain()))
+    with os.fdopen(answer, "w") as stream:
+        json.dump(problems, stream)
+
+
+def _sections(config: Config) -> Iterator[tuple[str, Targeted, Role]]:
+    yield "model", config.model, Role(refuses=_not_a("torch.nn.Module"))
+    for name in ("train", "val", "test"):
+        target = getattr(config.data, name)
+        if target is not None:
+            yield f"data.{name}", target, Role(refuses=_no_random_access)
+    if config.data.collate is not None:
+        yield "data.collate", config.data.collate, Role(is_function=True)
+    yield "task", config.task, Role(refuses=_without_methods("loss", "predict"))
+    if config.loss is not None:
+        yield "loss", config.loss, Role(is_function=True)
+    for name, metric in config.metrics.items():
+        yield f"metrics.{name}", metric, Role()
+    yield "optimizer", config.optimizer, Role(1, refuses=_not_a("torch.optim.Optimizer"))
+    if config.scheduler is not None and config.scheduler.target is not None:
+        refuses = _not_a("torch.optim.lr_scheduler.LRScheduler")
+        yield "scheduler", config.scheduler, Role(1, FILLED_IN, refuses=refuses)
+
+
+def _check(key: str, target: Targeted, role: Role) -> Pairs:
+    path, arguments = parts(target)
+    yield from _check_nested(key, arguments)
+    try:
+        function = import_target(path)
+    except ConfigError as error:
+        yield f"{key}.target", f"cannot be imported: {error}"
+        return
+    reason = role.refuses(function) if isinstance(function, type) else None
+    if reason:
+        yield f"{key}.target", f"is {path}, {reason}"
+        return
+    found = list(_misfits_at(key, path, function, arguments, role))
+    if isinstance(target, OptimizerConfig):
+        found += _check_optimizer(key, target, function, bool(found))
+    yield from found
+
+
+def _misfits_at(
+    key: str, path: str, function: Callable[..., Any], arguments: dict[str, Any], role: Role
+) -> Pairs:
+    parameters = parameters_of(function)
+    if parameters is None:
+        return
+    complete = not (role.is_function and is_used_itself(function, set(arguments)))
+    for name, message in misfits(
+        path, parameters, arguments, supplied=role.supplied, implied=role.implied, complete=complete
+    ):
+        yield ".".join(filter(None, (key, name))), message
+
+
+def _check_nested(key: str, value: Any) -> Pairs:
+    """Targets among the arguments, at any depth; a function there may be one to use itself."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        inner = f"{key}.{name}"
+        if isinstance(item, dict) and isinstance(item.get("target"), str):
+            yield from _check(inner, item, Role(is_function=True))
+        else:
+            yield from _check_nested(inner, item)
+
+
+def _check_optimizer(key: str, target: OptimizerConfig, function: Callable[..., Any], wrong: bool) -> Pairs:
+    """The groups' options, and torch's own opinion on the values, asked with a parameter made up for it."""
+    parameters = parameters_of(function) or {}
+    for number, group in enumerate(target.groups):
+        for name, message in misfits(target.target, parameters, group.overrides, supplied=1, complete=False):
+            yield f"{key}.groups.{number}.{name}", message
+    if (
+        wrong
+        or not target.target.startswith("torch.optim.")
+        or any(map(_holds_target, target.arguments.values()))
+    ):
+        return
+    from torch import nn, zeros
+
+    try:
+        function([nn.Parameter(zeros(2, 2))], **target.arguments)
+    except (ValueError, TypeError, RuntimeError) as error:
+        yield key, f"is refused by {target.target}: {error}"
+
+
+def _holds_target(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _not_a(wanted: str) -> Callable[[type], str | None]:
+    def refuses(found: type) -> str | None:
+        base = import_target(wanted)
+        assert isinstance(base, type)
+        return None if issubclass(found, base) else f"which is not a {wanted}"
+
+    return refuses
+
+
+def _without_methods(*names: str) -> Callable[[type], str | None]:
+    def refuses(found: type) -> str | None:
+        lacking = [name for name in names if not hasattr(found, name)]
+        return f"which has no method {' and no method '.join(lacking)}" if lacking else None
+
+    return refuses
+
+
+def _no_random_access(found: type) -> str | None:
+    from torch.utils.data import IterableDataset
+
+    if issubclass(found, IterableDataset):
+        return (
+            "an IterableDataset: without access to any sample by its number the order of samples and a resume"
+            " cannot be exact; use a map-style data set (__len__ and __getitem__), or write the samples to one"
+            " file with `dist-trainer data pack`"
+        )
+    if not any(hasattr(found, name) for name in ("__getitem__", "__getitems__", "batch")):
+        return "which is not a data set: it has no __getitem__"
+    return None
+
+
+if __name__ == "__main__":
+    main()
