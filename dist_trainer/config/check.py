@@ -1,7 +1,7 @@
 """Whether every target of a configuration exists and takes its arguments, found out by importing it.
 
-This imports torch and the user's modules, so it runs in a child process: `python -m dist_trainer.config.check`
-reads a configuration on standard input and prints the problems as JSON.
+This imports torch and the user's modules, so it runs in a child process:
+`python -m dist_trainer.config.check` reads a configuration on standard input and prints the problems as JSON.
 """
 
 import json
@@ -174,8 +174,8 @@ def _no_random_access(found: type) -> str | None:
     if issubclass(found, IterableDataset):
         return (
             "an IterableDataset: without access to any sample by its number the order of samples and a resume"
-            " cannot be exact; use a map-style data set (__len__ and __getitem__), or write the samples to one"
-            " file with `dist-trainer data pack`"
+            " cannot be exact; use a map-style data set (__len__ and __getitem__), or write the samples to"
+            " one file with `dist-trainer data pack`"
         )
     if not any(hasattr(found, name) for name in ("__getitem__", "__getitems__", "batch")):
         return "which is not a data set: it has no __getitem__"
