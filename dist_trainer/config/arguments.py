@@ -71,7 +71,7 @@ def misfits(
         unknown = []
     shown = ", ".join(accepted) or "no arguments"
     found = [
-        (name, f"is not an argument of {path}{did_you_mean(name, accepted)}; accepted: {shown}")
+        (name, f"is not an argument of {path}; accepted: {shown}{did_you_mean(name, accepted)}")
         for name in unknown
     ]
     found += [

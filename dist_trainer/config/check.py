@@ -74,7 +74,7 @@ def _sections(config: Config) -> Iterator[tuple[str, Targeted, Role]]:
             yield f"data.{name}", target, Role(refuses=_no_random_access)
     if config.data.collate is not None:
         yield "data.collate", config.data.collate, Role(is_function=True)
-    yield "task", config.task, Role(refuses=_without_methods("loss", "predict"))
+    yield "task", config.task, Role(refuses=_without_methods("forward", "loss"))
     if config.loss is not None:
         yield "loss", config.loss, Role(is_function=True)
     for name, metric in config.metrics.items():
@@ -133,11 +133,8 @@ def _check_optimizer(key: str, target: OptimizerConfig, function: Callable[..., 
     for number, group in enumerate(target.groups):
         for name, message in misfits(target.target, parameters, group.overrides, supplied=1, complete=False):
             yield f"{key}.groups.{number}.{name}", message
-    if (
-        wrong
-        or not target.target.startswith("torch.optim.")
-        or any(map(_holds_target, target.arguments.values()))
-    ):
+    nested = any(isinstance(value, dict) for value in target.arguments.values())
+    if wrong or nested or not target.target.startswith("torch.optim."):
         return
     from torch import nn, zeros
 
@@ -145,10 +142,6 @@ def _check_optimizer(key: str, target: OptimizerConfig, function: Callable[..., 
         function([nn.Parameter(zeros(2, 2))], **target.arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         yield key, f"is refused by {target.target}: {error}"
-
-
-def _holds_target(value: Any) -> bool:
-    return isinstance(value, (dict, list))
 
 
 def _not_a(wanted: str) -> Callable[[type], str | None]:

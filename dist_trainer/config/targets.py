@@ -25,8 +25,8 @@ __all__ = ["build", "check_targets", "fill", "import_target"]
 def build(target: Targeted, *args: Any, **keywords: Any) -> Any:
     """Call the target with `args`, its own arguments (nested targets built first) and `keywords`.
 
-    Raises ConfigError if it cannot be imported, or if its arguments do not fit; what the callable itself raises
-    comes out as it is, with a note that names the target.
+    Raises ConfigError if it cannot be imported, or if its arguments do not fit; what the callable itself
+    raises comes out as it is, with a note that names the target.
     """
     path, arguments = parts(target)
     return _call(path, args, {**arguments, **keywords})
