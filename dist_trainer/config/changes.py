@@ -27,7 +27,7 @@ HARMLESS = (
 
 @dataclass(frozen=True)
 class Change:
-    """One key with its values in the run and now; a harmless change leaves the numbers of the run what they are.
+    """One key with its values in the run and now; a harmless change leaves the run's numbers what they are.
 
     `old` or `new` is NOT_SET where only the other configuration has the key.
     """
@@ -57,7 +57,7 @@ def is_harmless(key: str, old: Any, new: Any) -> bool:
 
 
 def unaccepted(found: Collection[Change], allowed: Collection[str]) -> list[Change]:
-    """The changes that are neither harmless nor covered by `allowed`: keys, or sections for all that is in them."""
+    """The changes that are neither harmless nor among `allowed`: keys, or sections for all that is in them."""
     return [
         change
         for change in found

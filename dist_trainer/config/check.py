@@ -74,7 +74,7 @@ def _sections(config: Config) -> Iterator[tuple[str, Targeted, Role]]:
             yield f"data.{name}", target, Role(refuses=_no_random_access)
     if config.data.collate is not None:
         yield "data.collate", config.data.collate, Role(is_function=True)
-    yield "task", config.task, Role(refuses=_without_methods("forward", "loss"))
+    yield "task", config.task, Role(implied=frozenset({"loss"}), refuses=_without_methods("forward", "loss"))
     if config.loss is not None:
         yield "loss", config.loss, Role(is_function=True)
     for name, metric in config.metrics.items():

@@ -282,6 +282,7 @@ class Config(Settings):
     metrics: dict[MetricName, Target] = {}  # reported as val/<name> and test/<name>
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig | None = None
+    hooks: list[Target] = []  # subclasses of dist_trainer.training.hooks.Hook
     slurm: SlurmConfig = SlurmConfig()
 
     def _conflicts(self) -> list[Conflict]:
