@@ -84,7 +84,10 @@ class Supervisor:
         if all(code == 0 for code in codes.values()):
             return "succeeded"
         failed = {rank: code for rank, code in codes.items() if code}
-        if failed:
+        if failed and STOPPED in failed.values():  # asked twice itself, it left without saving
+            self._gave_up_on_workers = True
+            self._end_workers(at_once=True)
+        elif failed:
             self._end_workers(at_once=False)
             self._failure = first_failure(self._run, self.attempt, failed)
         elif self._must_leave():

@@ -1,0 +1,105 @@
+"""How a training ended, as a table, a sentence or one JSON object."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_trainer.config.schema import Config
+from dist_trainer.launchers.failures import Failure
+from dist_trainer.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Everything there is to say at the end of `train`."""
+
+    run: RunFolder
+    config: Config
+    state: str
+    exit_code: int
+    step: int | None
+    results: Mapping[str, float] = field(default_factory=dict)
+    failure: Failure | None = None
+    message: str = ""
+    all_tracked: bool = True
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder or URL that holds the checkpoints."""
+        folder = self.config.checkpoint.folder
+        if folder is None:
+            return str(self.run.checkpoints)
+        return f"{folder.rstrip('/')}/{self.run.info().run_id}" if "://" in folder else folder
+
+
+def show_results(ending: Ending, console: Console) -> None:
+    """The metrics, where the checkpoints are and how to look at the curves; or how to go on."""
+    name = ending.config.name
+    if ending.state != "finished":
+        if ending.message:
+            console.print(ending.message, markup=False, soft_wrap=True)
+        saved = f"stopped; saved at step {ending.step}" if ending.step else "stopped before the first step"
+        console.print(f"{saved}; the same command goes on from there", soft_wrap=True)
+        return
+    table = Table(title=f"{name}: finished at step {ending.step}", title_justify="left", show_header=False)
+    for key, value in sorted(ending.results.items(), key=_test_first):
+        table.add_row(key, f"{value:.4g}", style="bold" if key.startswith("test/") else None)
+    if ending.results:
+        console.print(table)
+    else:
+        console.print(f"{name}: finished at step {ending.step}")
+    console.print(f"checkpoints  {ending.checkpoints}", markup=False, soft_wrap=True)
+    for line in _tracking_lines(ending):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def show_error(ending: Ending) -> None:
+    """The first cause, once, and where that rank's own words are."""
+    print(ending.message, file=sys.stderr)
+    if ending.failure is not None:
+        print(f"its log: {ending.failure.log}", file=sys.stderr)
+
+
+def show_json(ending: Ending) -> None:
+    """One object on standard output."""
+    info = ending.run.info()
+    mlflow: dict[str, Any] | None = None
+    if ending.config.tracking.uri is not None:
+        mlflow = {
+            "uri": ending.config.tracking.uri,
+            "run_id": info.mlflow_run_id,
+            "complete": ending.all_tracked,
+        }
+    found = {
+        "run": ending.config.name,
+        "folder": str(ending.run.path),
+        "state": ending.state,
+        "exit_code": ending.exit_code,
+        "step": ending.step,
+        "results": dict(ending.results),
+        "checkpoints": ending.checkpoints,
+        "mlflow": mlflow,
+        "error": ending.message or None,
+        "log": str(ending.failure.log) if ending.failure else None,
+    }
+    print(json.dumps(found))
+
+
+def _tracking_lines(ending: Ending) -> list[str]:
+    uri = ending.config.tracking.uri
+    if uri is None:
+        return []
+    shown = uri if "://" in uri and uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    lines = [f"curves       {shown}"]
+    if not ending.all_tracked:
+        lines.append(f"             not everything is sent yet: dist-trainer sync {ending.config.name}")
+    return lines
+
+
+def _test_first(item: tuple[str, float]) -> tuple[bool, str]:
+    return (not item[0].startswith("test/"), item[0])

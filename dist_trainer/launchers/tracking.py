@@ -1,0 +1,54 @@
+"""When the process that carries the journal to MLflow starts, and how long it is waited for."""
+
+import subprocess
+import time
+from collections.abc import Callable
+
+from dist_trainer.config.schema import TrackingConfig
+from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking.heartbeat import read_heartbeat
+
+_DRAIN_S = 10.0
+
+
+class Tracking:
+    """One MLflow process beside one training; nothing it does can fail the training."""
+
+    def __init__(self, run: RunFolder, config: TrackingConfig) -> None:
+        self._run = run
+        self._wanted = config.uri is not None
+        self._attempt = run.highest_fence() + 1
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start_when_training(self, report: Callable[[str], None]) -> None:
+        """Start it after the first step: importing MLflow takes seconds that the start-up needs itself."""
+        if not self._wanted or self._process is not None:
+            return
+        beat = read_heartbeat(self._run.heartbeat_path(0))
+        if beat and beat.attempt >= self._attempt and beat.phase != "start":
+            self._start(report)
+
+    def finish(self, *, hurry: Callable[[], bool]) -> None:
+        """Wait until everything is sent, ten seconds at most; the rest is for `dist-trainer sync`."""
+        if self._process is None:
+            return
+        deadline = time.monotonic() + _DRAIN_S
+        while self._process.poll() is None and time.monotonic() < deadline and not hurry():
+            time.sleep(0.05)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether the process came to its own good end, or nothing was to be sent."""
+        return not self._wanted or (self._process is not None and self._process.poll() == 0)
+
+    def _start(self, report: Callable[[str], None]) -> None:
+        try:
+            from dist_trainer.tracking import mlflow_sync
+
+            self._process = mlflow_sync.start(self._run)
+        except (ImportError, OSError) as error:
+            self._wanted = False
+            report(f"metrics stay in the journal: the MLflow process cannot start: {error}")

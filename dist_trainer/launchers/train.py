@@ -1,0 +1,208 @@
+"""The `train` command below the command line: which run, may it go on, launch it, say how it ended."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dist_trainer.adapters.files import replace_file
+from dist_trainer.config.changes import Change, changes
+from dist_trainer.config.load import Loaded, dump_config, read_config
+from dist_trainer.config.schema import Config
+from dist_trainer.config.targets import check_targets
+from dist_trainer.errors import FINISHED, STOPPED, ConfigError, UsageError
+from dist_trainer.launchers import forkserver
+from dist_trainer.launchers.progress import Progress
+from dist_trainer.launchers.results import Ending, show_error, show_json, show_results
+from dist_trainer.launchers.signals import StopRequests
+from dist_trainer.launchers.tracking import Tracking
+from dist_trainer.run_folder import RunFolder
+
+_WORKERS_ON_CPU = 2
+_LENGTHS = ("train.epochs", "train.steps")
+
+
+def train(
+    loaded: Loaded,
+    *,
+    runs: str | Path = "runs",
+    workers: int | None = None,
+    fresh: bool = False,
+    allow_change: Sequence[str] = (),
+    as_json: bool = False,
+) -> int:
+    """Train a run to its end, from wherever it is; the command's exit code.
+
+    A run that is not there is created; one that did not finish goes on. Raises ConfigError for what is wrong
+    with the configuration's targets, UsageError for a configuration that is not the run's or a run that
+    another command trains. `fresh` moves a run that is there aside.
+    """
+    config, folder = loaded.config, Path(runs, loaded.config.name).absolute()
+    console = Console(quiet=as_json, highlight=False)
+    with ExitStack() as stack:
+        requests = stack.enter_context(StopRequests().listening())
+        guess = workers or _workers(config, _gpus_by_driver())
+        forkserver.start(forkserver.thread_variables(guess) | config.launch.env)
+        if fresh:
+            _move_aside(folder, console)
+        run = _existing(folder)
+        if run is not None:
+            stack.enter_context(run.lock())
+            if _is_done(run, loaded, allow_change):
+                return _finished(run, config, console, as_json)
+        from dist_trainer.launchers import agent  # imports torch, while the forkserver does
+
+        count = workers or _workers(config, agent.visible_gpus())
+        try:
+            _check_targets(loaded, Path.cwd() if run is None else run.info().working_folder, requests)
+        except InterruptedError:
+            console.print("stopped before the training began")
+            return STOPPED
+        if run is None:
+            run = RunFolder.create(folder, dump_config(config), working_folder=Path.cwd())
+            stack.enter_context(run.lock())
+        else:
+            _rewrite_config(run, config)
+        ending = _launch(agent.launch, run, config, count, requests, console)
+    return _show(ending, console, as_json)
+
+
+def _launch(
+    launch: Callable[..., Any],
+    run: RunFolder,
+    config: Config,
+    workers: int,
+    requests: StopRequests,
+    console: Console,
+) -> Ending:
+    progress, tracking = Progress(run, console), Tracking(run, config.tracking)
+
+    def tick() -> None:
+        progress.tick()
+        tracking.start_when_training(progress.say)
+
+    try:
+        outcome = launch(run, config, workers=workers, requests=requests, on_tick=tick, report=progress.say)
+    finally:
+        progress.close()
+    tracking.finish(hurry=lambda: requests.urgent)
+    status = run.read_status()
+    return Ending(
+        run=run,
+        config=config,
+        state=outcome.state,
+        exit_code=outcome.exit_code,
+        step=status.step if outcome.step is None else outcome.step,
+        results=status.results if outcome.state == "finished" else {},
+        failure=outcome.failure,
+        message=outcome.message or (status.reason if outcome.state == "stopped" else ""),
+        all_tracked=tracking.all_sent,
+    )
+
+
+def _show(ending: Ending, console: Console, as_json: bool) -> int:
+    if as_json:
+        show_json(ending)
+    elif ending.exit_code in (FINISHED, STOPPED):
+        show_results(ending, console)
+    else:
+        show_error(ending)
+    return ending.exit_code
+
+
+def _finished(run: RunFolder, config: Config, console: Console, as_json: bool) -> int:
+    status = run.read_status()
+    console.print(f"run {config.name} is finished; --fresh trains it again, a longer train.epochs goes on")
+    ending = Ending(run, config, "finished", FINISHED, status.step, status.results)
+    return _show(ending, console, as_json)
+
+
+def _workers(config: Config, gpus: int) -> int:
+    """`launch.workers_per_node`; auto: one per GPU, else two; never more than there are samples in a step."""
+    wanted = config.launch.workers_per_node
+    if isinstance(wanted, int):
+        return wanted
+    if config.launch.device == "cuda" and gpus == 0:
+        raise ConfigError("launch.device is cuda, and no GPU is visible; set launch.device=cpu or auto")
+    on_gpus = gpus if config.launch.device != "cpu" else 0
+    count = on_gpus or min(_WORKERS_ON_CPU, len(os.sched_getaffinity(0)))
+    return min(count, config.data.global_batch_size)
+
+
+def _gpus_by_driver() -> int:
+    """A guess that needs no torch; it only divides the cores among workers."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return there if listed is None else min(there, len([name for name in listed.split(",") if name]))
+
+
+def _move_aside(folder: Path, console: Console) -> None:
+    if not folder.exists():
+        return
+    number = 1
+    while (old := folder.with_name(f"{folder.name}-old-{number}")).exists():
+        number += 1
+    with ExitStack() as stack:
+        if (run := _existing(folder)) is not None:
+            stack.enter_context(run.lock())  # nobody trains it
+        folder.rename(old)
+    console.print(f"moved the old run to {old}")
+
+
+def _existing(folder: Path) -> RunFolder | None:
+    return RunFolder.open(folder) if (folder / "run.json").exists() else None
+
+
+def _is_done(run: RunFolder, loaded: Loaded, allow_change: Sequence[str]) -> bool:
+    """Whether nothing is left to train; UsageError where the configuration may not be what it now is."""
+    old = read_config(run.config_path)
+    found = changes(old, loaded.config)
+    refused = [each for each in found if not (each.harmless or _is_allowed(each.key, allow_change))]
+    if refused and _has_saved(run, old):
+        raise UsageError(_refusal(run, refused, loaded))
+    lengthened = any(each.harmless and each.key in _LENGTHS for each in found)
+    return run.read_status().state == "finished" and not lengthened
+
+
+def _is_allowed(key: str, allow_change: Sequence[str]) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in allow_change)
+
+
+def _has_saved(run: RunFolder, config: Config) -> bool:
+    """Whether there is something that a changed configuration could spoil."""
+    if config.checkpoint.folder is None:
+        return any(run.checkpoints.glob("*/COMMIT.json"))
+    return any(line["event"] == "end" and line.get("last_step") for line in run.attempts())
+
+
+def _refusal(run: RunFolder, refused: Sequence[Change], loaded: Loaded) -> str:
+    lines = [f"  {loaded.locate(each.key)}: {each.key} was {each.old!r}, is {each.new!r}" for each in refused]
+    accept = " ".join(f"--allow-change {each.key}" for each in refused)
+    return "\n".join(
+        [
+            f"run {run.path.name} was begun with another configuration:",
+            *lines,
+            f"To go on with the change: {accept}. To train anew: --fresh, or another name=...",
+        ]
+    )
+
+
+def _rewrite_config(run: RunFolder, config: Config) -> None:
+    """config.yaml as it now is; the one before stays as config-<n>.yaml."""
+    new, old = dump_config(config).encode(), run.config_path.read_bytes()
+    if new == old:
+        return
+    number = 1
+    while (kept := run.path / f"config-{number}.yaml").exists():
+        number += 1
+    replace_file(kept, old)
+    replace_file(run.config_path, new)
+
+
+def _check_targets(loaded: Loaded, folder: Path, requests: StopRequests) -> None:
+    problems = forkserver.call(check_targets, loaded.config, folder=folder, until=lambda: requests.stopping)
+    if problems:
+        raise loaded.error(problems)

@@ -1,0 +1,136 @@
+"""Who may stop what: requests by signal, and deaths of every process of a command."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_trainer.run_folder import RunFolder
+from tests.launchers.processes import Command, last_object, wait_for
+
+pytestmark = pytest.mark.timeout(60)
+Launch = Callable[..., Command]
+
+
+def started(launch: Launch, run: RunFolder, entry: str, *settings: str) -> Command:
+    """A command whose two workers are at work."""
+    command = launch(entry, 2, *settings)
+
+    def at_work() -> bool:
+        assert command.process.poll() is None, command.process.communicate()
+        return all((run.path / f"pid-1-{rank}").exists() for rank in range(2))
+
+    wait_for(at_work)
+    return command
+
+
+def told(run: RunFolder) -> list[str]:
+    return [(run.path / f"told-1-{rank}").read_text() for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard"),
+    [("SIGINT", "SIGTERM"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGTERM"), ("SIGUSR2", "SIGUSR2")],
+)
+def test_a_signal_to_the_command_stops_every_worker_after_saving(
+    launch: Launch, run: RunFolder, sent: str, heard: str
+) -> None:
+    command = started(launch, run, "until_stopped")
+    command.send(signal.Signals[sent])
+    assert command.finish() == 75, command.stderr
+    assert all(heard in words for words in told(run))
+    assert last_object(command.stdout)["state"] == "stopped"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_the_process_group_is_one_request(
+    launch: Launch, run: RunFolder, sent: signal.Signals
+) -> None:
+    command = started(launch, run, "until_stopped")
+    command.send_to_group(sent)
+    assert command.finish() == 75, command.stderr
+    assert run.read_status().state == "stopped"
+    assert run.highest_fence() == 1
+
+
+def test_a_signal_before_the_workers_listen_is_not_lost(launch: Launch, run: RunFolder) -> None:
+    command = launch("until_stopped", 2)
+    wait_for(lambda: (run.path / "fence" / "0001.json").exists())
+    command.send_to_group(signal.SIGTERM)
+    assert command.finish() == 75, command.stderr
+    assert run.read_status().state == "stopped"
+
+
+def test_a_second_interrupt_leaves_at_once(launch: Launch, run: RunFolder) -> None:
+    command = started(launch, run, "deaf")
+    command.send_to_group(signal.SIGINT)
+    time.sleep(0.3)
+    command.send_to_group(signal.SIGINT)  # sooner than a second: the same request
+    time.sleep(0.8)
+    assert command.process.poll() is None
+    command.send_to_group(signal.SIGINT)
+    begin = time.monotonic()
+    assert command.finish() == 75
+    assert time.monotonic() - begin < 3
+    assert run.read_status().state == "stopped"
+    assert run.attempts()[-1]["cause"] == "stopped"
+
+
+def test_workers_without_a_sign_of_life_after_a_request_are_killed(launch: Launch, run: RunFolder) -> None:
+    command = started(launch, run, "deaf", "timeout_s=1")
+    command.send(signal.SIGTERM)
+    assert command.finish(10) == 75
+
+
+@pytest.mark.parametrize("entry", ["until_stopped", "deaf"])
+def test_killing_the_agent_leaves_no_process(launch: Launch, run: RunFolder, entry: str) -> None:
+    command = started(launch, run, entry)
+    assert len(command.others()) == 4  # forkserver, resource tracker, two workers
+    command.send(signal.SIGKILL)
+    wait_for(lambda: not command.others(), timeout_s=2, what="processes left")
+    command.finish()
+
+
+def test_killing_the_process_group_leaves_no_process(launch: Launch, run: RunFolder) -> None:
+    command = started(launch, run, "until_stopped")
+    command.send_to_group(signal.SIGKILL)
+    wait_for(lambda: not command.others(), timeout_s=2, what="processes left")
+    command.finish()
+
+
+def test_killing_the_agent_while_it_starts_leaves_no_process(launch: Launch, run: RunFolder) -> None:
+    command = launch("until_stopped", 2)
+    wait_for(lambda: command.others())
+    command.send(signal.SIGKILL)
+    wait_for(lambda: not command.others(), timeout_s=3, what="processes left")
+    command.finish()
+
+
+def test_killing_the_forkserver_ends_its_workers_and_they_are_restarted(
+    launch: Launch, run: RunFolder
+) -> None:
+    command = started(launch, run, "until_stopped")
+    workers = [int((run.path / f"pid-1-{rank}").read_text()) for rank in range(2)]
+    os.kill(command.forkserver(), signal.SIGKILL)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), timeout_s=2)
+    wait_for(lambda: (run.path / "pid-2-1").exists())
+    command.send(signal.SIGTERM)
+    assert command.finish() == 75
+    assert "was lost: the process that started it was killed" in command.stdout
+
+
+def test_the_forkserver_has_one_thread_and_ignores_what_is_sent_to_the_group(
+    launch: Launch, run: RunFolder
+) -> None:
+    command = started(launch, run, "until_stopped")
+    status = Path(f"/proc/{command.forkserver()}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert int(fields["Threads"]) == 1, "a fork of a process with threads can hang"
+    ignored = int(fields["SigIgn"], 16)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        assert ignored >> (number - 1) & 1
+    command.send(signal.SIGTERM)
+    assert command.finish() == 75
