@@ -19,9 +19,8 @@ from dist_trainer.training.sampler import Indices, ResumableSampler, Rows
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader"]
 
-EVALUATION_EPOCH = (
-    2**31
-)  # no training gets there: the draws of an evaluation are its own, and always the same
+# no training gets there: the draws of an evaluation are its own, and always the same
+EVALUATION_EPOCH = 2**31
 
 _PR_SET_PDEATHSIG = 1
 _PREFETCHED = 4  # steps per worker
@@ -62,7 +61,7 @@ class TrainLoader:
         if not self._num_workers:
             return self._read_here(first, last)
         steps = range(first, last)
-        self._workers = _Workers(self._read_step, steps, self._num_workers, pin_memory=self._pin_memory)
+        self._workers = _Workers(self.read, steps, self._num_workers, pin_memory=self._pin_memory)
         return iter(self._workers)
 
     def close(self) -> None:
@@ -71,12 +70,13 @@ class TrainLoader:
             self._workers.close()
             self._workers = None
 
-    def _read_step(self, step: int) -> list[Batch]:
+    def read(self, step: int) -> list[Batch]:
+        """One step's batches, read in this process."""
         return [self._fetcher.fetch(rows) for rows in self.sampler.rows(step)]
 
     def _read_here(self, first: int, last: int) -> Iterator[list[Batch]]:
         for step in range(first, last):
-            batches = self._read_step(step)
+            batches = self.read(step)
             yield [batch.pin_memory() for batch in batches] if self._pin_memory else batches
 
 
@@ -111,6 +111,11 @@ class EvalLoader:
     def __len__(self) -> int:
         """The number of batches."""
         return -(-len(self._mine) // self._batch_size)
+
+    def empty(self) -> tuple[Indices, Batch]:
+        """A batch of no rows, shaped like the others."""
+        none = np.empty(0, dtype=np.int64)
+        return none, self._fetcher.fetch(Rows(EVALUATION_EPOCH, none, none))
 
     def __iter__(self) -> Iterator[tuple[Indices, Batch]]:
         self.start()

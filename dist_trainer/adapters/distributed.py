@@ -1,0 +1,240 @@
+"""The process group: the only user of torch.distributed and of torchrun's environment variables."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import HashStore, PrefixStore, rendezvous  # type: ignore[attr-defined]
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_trainer.config.schema import DdpConfig
+from dist_trainer.errors import ConfigError, DistTrainerError
+
+FENCE_VARIABLE = "DIST_TRAINER_FENCE"
+# torch runs the buckets' first all-reduce only when PowerSGD has seen this many plain steps
+POWERSGD_START = 10
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among the workers; a process that nobody launched is rank 0 of 1."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    launched: bool
+    fence: int | None  # set by our own agent; under plain torchrun rank 0 takes one
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        """Read torchrun's variables."""
+        environment = os.environ
+        fence = environment.get(FENCE_VARIABLE)
+        return cls(
+            rank=int(environment.get("RANK", 0)),
+            world_size=int(environment.get("WORLD_SIZE", 1)),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+            launched="RANK" in environment,
+            fence=int(fence) if fence else None,
+        )
+
+
+def choose_device(wanted: str, place: Place) -> torch.device:
+    """`auto` is this rank's GPU where CUDA sees one for every local rank; never a silent fallback of `cuda`.
+
+    Raises ConfigError where `cuda` was asked for and there are too few devices.
+    """
+    visible = torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and visible == 0):
+        return torch.device("cpu")
+    if visible < place.local_world_size:
+        raise ConfigError(
+            f"launch.workers_per_node is {place.local_world_size} with launch.device {wanted}, and CUDA sees "
+            f"{visible} devices; one worker needs a device of its own, or set launch.device=cpu"
+        )
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
+
+
+class Group:
+    """The ranks of one attempt, with a gloo side group for the few integers that ranks agree on."""
+
+    def __init__(self, place: Place, device: torch.device, fence: int, side: dist.ProcessGroup) -> None:
+        self.place = place
+        self.rank = place.rank
+        self.world_size = place.world_size
+        self.device = device
+        self.fence = fence
+        self._side = side
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def from_rank_zero(self, produce: Callable[[], Any]) -> Any:
+        """What `produce` returns on rank 0, as JSON, on every rank; its error too. Collective."""
+        reply: dict[str, Any] = {}
+        error: BaseException | None = None
+        if self.is_rank_zero:
+            try:
+                reply["value"] = produce()
+            except Exception as problem:  # rank 0's own traceback is raised again below
+                error = problem
+                reply["error"] = f"{type(problem).__name__}: {problem}"
+        text = self._broadcast_text(json.dumps(reply) if self.is_rank_zero else "")
+        if error is not None:
+            raise error
+        reply = json.loads(text)
+        if "error" in reply:
+            raise PeerFailed(f"rank 0 failed: {reply['error']}")
+        return reply["value"]
+
+    def _broadcast_text(self, text: str) -> str:
+        data = bytearray(text.encode())
+        size = torch.tensor([len(data)], dtype=torch.int64)
+        dist.broadcast(size, src=0, group=self._side)
+        buffer = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        if not self.is_rank_zero:
+            buffer = torch.empty(int(size.item()), dtype=torch.uint8)
+        dist.broadcast(buffer, src=0, group=self._side)
+        return bytes(buffer.numpy().tobytes()).decode()
+
+    def gather_start(self, row: Tensor) -> "PendingGather":
+        """Start gathering one int64 row of each rank over gloo; nobody waits yet. Collective."""
+        table = torch.empty((self.world_size, row.numel()), dtype=row.dtype)
+        rows = list(table.unbind(0))
+        work = dist.all_gather(rows, row, group=self._side, async_op=True)
+        return PendingGather(table, rows, row, work)
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Each rank's bytes, on every rank. Collective; for small state only."""
+        sizes = self.gather_start(torch.tensor([len(data)], dtype=torch.int64)).wait().flatten().tolist()
+        padded = torch.zeros(max([1, *sizes]), dtype=torch.uint8)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        table = self.gather_start(padded).wait()
+        return [bytes(row[:size].numpy().tobytes()) for row, size in zip(table, sizes, strict=True)]
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The element-wise sum of a CPU tensor over all ranks. Collective."""
+        dist.all_reduce(values, group=self._side)
+        return values
+
+    def sum_on_device(self, values: Tensor) -> Tensor:
+        """The element-wise sum of a tensor on the training device, in the training group. Collective."""
+        dist.all_reduce(values)
+        return values
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with rank 0's. Collective."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def barrier(self) -> None:
+        """Wait for every rank, over gloo. Collective."""
+        dist.barrier(group=self._side)
+
+    def leave(self) -> None:
+        """End the group after success. A failed rank exits instead: waiting for peers may never end."""
+        dist.destroy_process_group()
+
+
+class PeerFailed(DistTrainerError):
+    """Another rank failed first; its error is the one to show."""
+
+
+@dataclass
+class PendingGather:
+    """A gather under way; its tensors are kept until it is done."""
+
+    table: Tensor
+    rows: list[Tensor]
+    row: Tensor
+    work: Any
+
+    def wait(self) -> Tensor:
+        """The (world size, row) table."""
+        self.work.wait()
+        for index, row in enumerate(self.rows):
+            if row.data_ptr() != self.table[index].data_ptr():
+                self.table[index] = row
+        return self.table
+
+
+def join(wanted_device: str, *, timeout_s: float, take_fence: Callable[[], int] | None = None) -> Group:
+    """Join the other workers of this attempt. Collective.
+
+    Every key in the store is under the attempt's fence number: after a restart in place the store is still
+    the old one, and the addresses of dead peers are in it. `take_fence` is called on rank 0 where no agent
+    gave a number; without it the number is 0 and nothing may be committed.
+    """
+    place = Place.from_environment()
+    device = choose_device(wanted_device, place)
+    timeout = timedelta(seconds=2 * timeout_s)
+    store = _open_store(place, timeout)
+    fence = _agree_on_fence(place, store, take_fence)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(f"fence-{fence}", store),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    side = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(side, dist.ProcessGroup)
+    return Group(place, device, fence, side)
+
+
+def _open_store(place: Place, timeout: timedelta) -> Any:
+    if not place.launched:
+        return HashStore()
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    return store
+
+
+def _agree_on_fence(place: Place, store: Any, take_fence: Callable[[], int] | None) -> int:
+    if place.fence is not None or take_fence is None:
+        return place.fence or 0
+    key = f"fence-of-start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if place.rank == 0:
+        store.set(key, str(take_fence()))
+    return int(store.get(key))
+
+
+def wrap(module: nn.Module, config: DdpConfig, group: Group) -> DistributedDataParallel:
+    """The module in DistributedDataParallel with every knob of the `ddp` section. Collective.
+
+    PowerSGD keeps a model-sized error on each rank that is not saved: such a run resumes, but not bit for bit.
+    """
+    ddp = DistributedDataParallel(
+        module,
+        bucket_cap_mb=config.bucket_cap_mb,
+        gradient_as_bucket_view=config.gradient_as_bucket_view,
+        static_graph=config.static_graph,
+        find_unused_parameters=config.find_unused_parameters,
+    )
+    if config.compress == "powersgd":
+        state = powerSGD_hook.PowerSGDState(process_group=None, start_powerSGD_iter=POWERSGD_START)
+        ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    elif config.compress != "none":
+        hook = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
+        ddp.register_comm_hook(None, hook[config.compress])
+    return ddp
+
+
+def without_reduction(ddp: DistributedDataParallel, skip: bool) -> AbstractContextManager[None]:
+    """A context in which the gradients stay on this rank, where `skip` says so."""
+    return ddp.no_sync() if skip else nullcontext()

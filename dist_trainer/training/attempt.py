@@ -1,0 +1,97 @@
+"""This rank's part in one attempt of a run: its group, its run folder, and what it writes there."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from dist_trainer.adapters.distributed import Group, Place, join
+from dist_trainer.config.schema import LaunchConfig
+from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.tracking.heartbeat import Heartbeat
+from dist_trainer.tracking.journal import Journal
+from dist_trainer.training.stop import Signals
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What every part of the training needs to know about where it runs. `number` is the fence's."""
+
+    run: RunFolder
+    group: Group
+    journal: Journal
+    heartbeat: Heartbeat
+    signals: Signals
+    has_agent: bool  # our agent writes how the attempt ended, and starts the MLflow process
+
+    @property
+    def number(self) -> int:
+        """The attempt's number, which is its fence."""
+        return self.group.fence
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.group.is_rank_zero
+
+    def record_start(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+        """Write that the attempt trains now, and what is ahead of it; on rank 0."""
+        if not self.is_rank_zero:
+            return
+        world_size = self.group.world_size
+        started = {"first_step": first_step, "world_size": world_size}
+        line = {
+            "event": "start",
+            "attempt": self.number,
+            "time": time.time(),
+            "nodes": [socket.gethostname()],
+        }
+        self.run.record({**line, **started})
+        self.run.write_status(Status("running", step=first_step))
+        self.journal.event(
+            "started",
+            **started,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            device=str(self.group.device),
+        )
+        self.journal.sync()
+
+    def record_end(self, status: Status) -> None:
+        """Write how the attempt ended in good order; on rank 0."""
+        if not self.is_rank_zero:
+            return
+        self.journal.event("ended", state=status.state, step=status.step)
+        self.journal.sync()
+        line = {"event": "end", "attempt": self.number, "time": time.time(), "last_step": status.step}
+        self.run.record({**line, "cause": status.reason or status.state, "exit_code": 0})
+        self.run.write_status(status)
+
+
+@contextmanager
+def begin(open_run: Callable[[], RunFolder], launch: LaunchConfig, signals: Signals) -> Iterator[Attempt]:
+    """Join the other ranks and take part in a new attempt. Collective.
+
+    `open_run` gives the run's folder, and on rank 0 makes it where it does not exist. Under our agent the
+    fence is taken and the run locked already; otherwise rank 0 does both. After a failure the group is not
+    left in order: that could wait for a peer that is gone.
+    """
+    has_agent = Place.from_environment().fence is not None
+    with ExitStack() as stack:
+
+        def take_fence() -> int:
+            run = open_run()
+            stack.enter_context(run.lock())
+            return run.new_fence({"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()})
+
+        group = join(launch.device, timeout_s=launch.timeout_s, take_fence=take_fence)
+        run = open_run()
+        journal = stack.enter_context(
+            Journal(run.journal_path(group.rank), attempt=group.fence, rank=group.rank)
+        )
+        heartbeat = Heartbeat(run.heartbeat_path(group.rank), rank=group.rank, attempt=group.fence)
+        stack.callback(heartbeat.close)
+        yield Attempt(run, group, journal, heartbeat, signals, has_agent)
+        group.leave()

@@ -1,0 +1,128 @@
+"""Exact evaluation and prediction: every row once, sums and counts, one reduction at the end."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dist_trainer.adapters.distributed import Group
+from dist_trainer.errors import DataError
+from dist_trainer.training.loader import EvalLoader
+from dist_trainer.training.metrics import Metric
+from dist_trainer.training.task import Task, move_to
+
+_COMPLETE, _BAD_ROWS, _LOSS, _WEIGHT = range(4)
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    metrics: Mapping[str, Metric],
+    loader: EvalLoader,
+    group: Group,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """The loss and each metric over all rows of the data set, or None where a rank was interrupted. Collective.
+
+    Rank 0's buffers are broadcast first: after training each rank has batch statistics of its own. A rank that
+    is interrupted still enters the one reduction, so none waits for it; then every rank discards the result.
+    """
+    group.broadcast(model.buffers())
+    was_training = model.training
+    model.eval()
+    try:
+        head, own = _sums(model, task, metrics, loader, group.device, autocast, interrupted)
+    finally:
+        model.train(was_training)
+    total = group.sum_over_ranks(torch.cat([head, *own]))
+    head, *sums = torch.split(total, [len(part) for part in (head, *own)])
+    if int(head[_COMPLETE]) < group.world_size:
+        return None
+    return _values(head, dict(zip(metrics, sums, strict=True)), metrics, averaged=task.averaged)
+
+
+@torch.no_grad()
+def _sums(
+    model: nn.Module,
+    task: Task,
+    metrics: Mapping[str, Metric],
+    loader: EvalLoader,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    interrupted: Callable[[], bool],
+) -> tuple[Tensor, list[Tensor]]:
+    head = torch.zeros(4, dtype=torch.float64)
+    parts: dict[str, Tensor] = {}
+    for _, batch in loader if len(loader) else [loader.empty()]:
+        data = move_to(batch.data, device)
+        with autocast():
+            output = task.forward(model, data)
+            loss, weight = task.loss(output, data)
+        head[_LOSS] += float(loss) if batch.rows else 0.0
+        head[_WEIGHT] += float(weight) if batch.rows else 0.0
+        head[_BAD_ROWS] += len(batch.bad)
+        target = task.target(data)
+        for name, metric in metrics.items():
+            measured = metric.measure(_full_precision(output), target).double().cpu()
+            parts[name] = parts[name] + measured if name in parts else measured
+        if interrupted():
+            break
+    else:
+        head[_COMPLETE] = 1
+    # a rank without rows has measured an empty batch, so that the parts' lengths are the same everywhere
+    return head, [parts[name] for name in metrics]
+
+
+def _full_precision(output: Any) -> Any:
+    if isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16):
+        return output.float()
+    return output
+
+
+def _values(
+    head: Tensor, sums: Mapping[str, Tensor], metrics: Mapping[str, Metric], *, averaged: bool
+) -> dict[str, float]:
+    loss, weight = float(head[_LOSS]), float(head[_WEIGHT])
+    values = {"loss": (loss / weight if weight else math.nan) if averaged else loss}
+    values |= {name: metric.compute(sums[name]) for name, metric in metrics.items()}
+    if head[_BAD_ROWS]:
+        values["bad_rows"] = float(head[_BAD_ROWS])
+    return values
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    task: Task,
+    loader: EvalLoader,
+    device: torch.device,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
+    """This rank's share of the predictions: the rows' indices in the data set, and one array a name.
+
+    Raises DataError where the task's prediction is not one row per sample.
+    """
+    model.eval()
+    indices: list[NDArray[np.int64]] = []
+    outputs: dict[str, list[NDArray[Any]]] = {}
+    for rows, batch in loader if len(loader) else [loader.empty()]:
+        with autocast():
+            prediction = task.prediction(task.forward(model, move_to(batch.data, device)))
+        named = prediction if isinstance(prediction, Mapping) else {"prediction": prediction}
+        for name, value in named.items():
+            if len(value) != len(rows):
+                raise DataError(
+                    f"the prediction {name!r} has {len(value)} rows for a batch of {len(rows)}; "
+                    "Task.prediction gives one row per sample"
+                )
+            outputs.setdefault(name, []).append(_full_precision(value).cpu().numpy())
+        indices.append(rows)
+    return np.concatenate(indices), {name: np.concatenate(parts) for name, parts in outputs.items()}

@@ -1,0 +1,156 @@
+"""Which checkpoints a run writes and goes on from: the ranks' side of dist_trainer.checkpoint."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from dist_trainer.adapters.storage import Buffer, Storage
+from dist_trainer.checkpoint.state import decode, encode
+from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
+from dist_trainer.checkpoint.writer import Checkpointer, State
+from dist_trainer.config.schema import CheckpointConfig
+from dist_trainer.errors import NoProgress
+from dist_trainer.run_folder import RunFolder
+from dist_trainer.training.attempt import Attempt
+
+RESUMES_WITHOUT_PROGRESS = 3
+
+
+class Saves:
+    """Rank 0 writes; every rank reads. Calls marked collective are made by all ranks at the same step."""
+
+    def __init__(self, config: CheckpointConfig, attempt: Attempt) -> None:
+        self._config = config
+        self._attempt = attempt
+        self._store = open_store(attempt.run, config, fence=attempt.number, report=self._report)
+        self._writer: Checkpointer | None = None
+        self._resumed_from: list[str] = []
+        self._best: float | None = None
+
+    def resume(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest good checkpoint's model and training state, None where there is none yet. Collective.
+
+        Rank 0 chooses and the others read the same one; each verifies every byte that it reads. Raises
+        NoUsableCheckpoint, or NoProgress after three resumes from one checkpoint.
+        """
+        files: Mapping[str, Buffer] | None = None
+
+        def choose() -> str | None:
+            nonlocal files
+            found = self._store.newest_good()
+            if found is None:
+                return None
+            checkpoint, files = found
+            refuse_standstill(self._attempt.run, checkpoint.step)
+            return checkpoint.name
+
+        name = self._attempt.group.from_rank_zero(choose)
+        if name is None:
+            return None
+        self._resumed_from = [name]
+        return decode(files if files is not None else self._store.read(self._store.get(name)))
+
+    def start_writer(self) -> None:
+        """Start rank 0's writer thread: after the loader's processes were forked."""
+        if self._attempt.is_rank_zero:
+            self._store.storage.check_promises()
+            self._writer = Checkpointer(
+                self._config, self._store, report=self._report, on_commit=self._note, keep=self._resumed_from
+            )
+
+    def minutes_due(self) -> bool:
+        """Whether by rank 0's clock it is time to save; the ranks agree on the step."""
+        return self._writer is not None and self._writer.minutes_due()
+
+    def is_due(self, step: int, *, agreed: bool, metrics: Mapping[str, float]) -> bool:
+        """Whether all ranks save after this step; `metrics` are those of an evaluation at this step."""
+        if self._is_best(metrics):
+            if self._writer is not None:
+                self._writer.wait()  # a best one is never skipped because the one before is still being written
+            return True
+        return agreed or step % self._config.every_steps == 0
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        best = self._config.keep_best
+        if best is None or best.metric not in metrics:
+            return False
+        value = metrics[best.metric]
+        if self._best is None or (value < self._best if best.mode == "min" else value > self._best):
+            self._best = value
+            return True
+        return False
+
+    def save(
+        self, step: int, capture: Callable[[], State], metrics: Mapping[str, float], *, last: bool
+    ) -> None:
+        """Save in the background, or with `last` wait until it is committed. Collective."""
+        state = capture()
+        if self._writer is None:
+            return
+        self._attempt.journal.sync()
+        if last:
+            self._writer.save_last(step, state, metrics=metrics)
+        else:
+            self._writer.save(step, state, metrics=metrics)
+
+    def poll(self) -> None:
+        """After every step: raises StorageError where saving has failed for good, FencedOut where it must not."""
+        if self._writer is not None:
+            self._writer.poll()
+
+    def _note(self, checkpoint: Checkpoint) -> None:
+        self._attempt.journal.event("saved", step=checkpoint.step, checkpoint=checkpoint.name)
+
+    def gather_state(self, own: dict[str, Any]) -> list[Any]:
+        """Each rank's state, by rank. Collective where any rank has one; all or none have."""
+        files = encode({}, own)
+        text = json.dumps({name: b"".join(content).hex() for name, content in files.items()})
+        gathered = self._attempt.group.gather_bytes(text.encode())
+        parts = [
+            {name: bytes.fromhex(value) for name, value in json.loads(part).items()} for part in gathered
+        ]
+        return [decode(part)[1] for part in parts]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back the best value."""
+        self._best = state["best"]
+
+    def close(self) -> None:
+        """Wait for the writer."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _report(self, message: str) -> None:
+        print(message, flush=True)
+        self._attempt.journal.event("alarm", message=message)
+
+
+def open_store(
+    run: RunFolder, config: CheckpointConfig, *, fence: int = 0, report: Callable[[str], None] = print
+) -> CheckpointStore:
+    """The run's checkpoints: in its folder, or under its id in the configured store. Fence 0 is for readers."""
+    url = f"{config.folder.rstrip('/')}/{run.info().run_id}" if config.folder else str(run.checkpoints)
+    return CheckpointStore(Storage(url), fence=fence, highest_fence=run.highest_fence, report=report)
+
+
+def refuse_standstill(run: RunFolder, step: int) -> None:
+    """Raise NoProgress where the last three attempts started at this step too. An attempt ended so counts anew."""
+    starts: list[int] = []
+    for line in run.attempts():
+        if line["event"] == "start":
+            starts.append(line["first_step"])
+        elif line.get("exit_code") == NoProgress.exit_code:
+            starts.clear()
+    recent = starts[-RESUMES_WITHOUT_PROGRESS:]
+    if step > 0 and recent == [step] * RESUMES_WITHOUT_PROGRESS:
+        raise NoProgress(
+            f"the last {RESUMES_WITHOUT_PROGRESS} attempts all started from the checkpoint of step {step} and "
+            f"none got to another one; see {run.attempts_path} and the logs beside it for why"
+        )

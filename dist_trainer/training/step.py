@@ -1,0 +1,251 @@
+"""One step: micro-batches forward and backward, one reduction, one update."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dist_trainer.adapters.distributed import Group, without_reduction, wrap
+from dist_trainer.config.schema import DdpConfig, TrainConfig
+from dist_trainer.data.draws import mix
+from dist_trainer.errors import ConfigError, NonFiniteError
+from dist_trainer.training.ema import MovingAverage
+from dist_trainer.training.loader import Batch
+from dist_trainer.training.optimizer import needs_closure, set_train_mode
+from dist_trainer.training.task import Task, move_to
+
+SCALER_SKIPS = 24  # fp16's loss scale halves at each; from 65536 it is then far below one
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step was, the same on every rank."""
+
+    loss: float  # over the rows of all ranks, before the update; of the last phase
+    grad_norm: float
+    skipped: bool = False  # a non-finite gradient; nothing was updated
+
+
+class _Measured(nn.Module):
+    """What DDP wraps: the task's loss of a batch, and a parameter that carries numbers in the gradients' reduction.
+
+    The gradient of `totals` is [weight, loss] of this rank, so one all-reduce brings every rank the global
+    weight and loss with the gradients: no collective of their own, and one NaN is seen by all.
+    """
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.totals = nn.Parameter(torch.zeros(2))
+        self.own_totals = torch.zeros(2)
+
+    def forward(self, data: Any, phase: str) -> tuple[Tensor, Tensor]:
+        total, weight = self.task.training_loss(self.model, data, phase)
+        weight = torch.as_tensor(weight, device=total.device)
+        numbers = torch.stack([weight.detach().float(), total.detach().float()])
+        self.own_totals = self.own_totals.to(numbers.device) + numbers
+        return total, (self.totals * numbers).sum()
+
+
+class TrainStep:
+    """Owns the wrapped model, its optimizers, and how gradients become an update. Every call is collective.
+
+    With rows R in the global batch and W ranks, each rank goes backward on sum * W / R, DDP averages, and the
+    result is divided by (total weight / R): exact for uneven and empty micro-batches, and in range for fp16.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        optimizers: dict[str, Optimizer],
+        group: Group,
+        *,
+        train: TrainConfig,
+        ddp: DdpConfig,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.optimizers = optimizers
+        if len(optimizers) > 1:  # a phase leaves the other optimizers' parameters without a gradient
+            ddp = ddp.model_copy(update={"find_unused_parameters": True})
+        self._group = group
+        self._config = train
+        self._reduce_apart = ddp.compress != "none"
+        self._seed = seed
+        self._measured = _Measured(model, task).to(group.device)
+        self._ddp = wrap(self._measured, ddp, group)
+        self._check_closures()
+        self.scaler = torch.amp.GradScaler(group.device.type) if train.precision == "fp16" else None
+        self.average = MovingAverage(model, train.ema_decay) if train.ema_decay else None
+        self._skipped_in_a_row = 0
+
+    def _check_closures(self) -> None:
+        if self._config.precision == "fp16":
+            for optimizer in self.optimizers.values():
+                if needs_closure(optimizer):
+                    raise ConfigError(
+                        f"train.precision fp16 scales the loss, which {type(optimizer).__name__} cannot undo "
+                        "between its evaluations; use fp32 or bf16"
+                    )
+
+    def run(self, step: int, batches: Sequence[Batch], *, global_rows: int) -> StepResult:
+        """Train on this rank's micro-batches of a step; `global_rows` is the step's size over all ranks.
+
+        Raises NonFiniteError, on every rank at once, where the gradient is not finite.
+        """
+        set_train_mode(self.model)
+        result = StepResult(math.nan, math.nan)
+        for index, phase in enumerate(self.task.phases(step)):
+            result = self._run_phase(step, index, phase, batches, global_rows)
+        return result
+
+    def _run_phase(
+        self, step: int, index: int, phase: str, batches: Sequence[Batch], global_rows: int
+    ) -> StepResult:
+        optimizer = self.optimizers[phase]
+
+        def evaluate() -> StepResult:
+            seed_step(self._seed, step, self._group.rank, index)
+            self._zero_grad()
+            self._accumulate(batches, phase, global_rows)
+            return self._finish_gradients(optimizer, global_rows)
+
+        result = evaluate()
+        if not self._is_usable(step, result):
+            return StepResult(result.loss, result.grad_norm, skipped=True)
+        if needs_closure(optimizer):
+            self._step_with_closure(optimizer, evaluate, result)
+        elif self.scaler is not None:
+            self.scaler.step(optimizer)
+        else:
+            optimizer.step()
+        self._after_update()
+        return result
+
+    def replay(self, step: int, batches: Sequence[Batch], *, global_rows: int) -> None:
+        """Forward and backward of a step without its update, so that DDP rebuilds its buckets as that step did.
+
+        DDP orders its buckets by the run's first backward; a resumed run that skipped it would add up the
+        gradients of three or more ranks in another order.
+        """
+        set_train_mode(self.model)
+        for index, phase in enumerate(self.task.phases(step)):
+            seed_step(self._seed, step, self._group.rank, index)
+            self._accumulate(batches, phase, global_rows)
+            self._zero_grad()
+
+    def _accumulate(self, batches: Sequence[Batch], phase: str, global_rows: int) -> None:
+        scale = self._group.world_size / (global_rows if self.task.averaged else 1)
+        for number, batch in enumerate(batches, start=1):
+            data = move_to(batch.data, self._group.device)
+            with without_reduction(self._ddp, skip=number < len(batches)):
+                with self.autocast():
+                    total, numbers = self._forward(data, phase)
+                loss = (total if total.dtype == torch.float64 else total.float()) * scale
+                if self.scaler is not None:
+                    loss = self.scaler.scale(loss)
+                (loss + numbers * self._group.world_size).backward()  # type: ignore[no-untyped-call]
+
+    def _forward(self, data: Any, phase: str) -> tuple[Tensor, Tensor]:
+        try:
+            result: tuple[Tensor, Tensor] = self._ddp(data, phase)
+            return result
+        except RuntimeError as error:
+            if "finished reduction in the prior iteration" not in str(error):
+                raise
+            raise ConfigError(
+                "some parameters got no gradient in the last step, which ddp.find_unused_parameters=false does "
+                "not allow; set ddp.find_unused_parameters=true, or train.freeze what is never used"
+            ) from error
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The configured precision's context for forward passes, in training and evaluation."""
+        if self._config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._group.device.type, dtype=PRECISIONS[self._config.precision])
+
+    def _finish_gradients(self, optimizer: Optimizer, global_rows: int) -> StepResult:
+        weight, loss = self._global_totals()
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        if self.task.averaged and weight not in (0.0, float(global_rows)):
+            torch._foreach_mul_(gradients, global_rows / weight)
+        norm = _norm(gradients)
+        limit = self._config.clip_grad_norm
+        if limit is not None and norm > limit and math.isfinite(norm):
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        return StepResult(loss / weight if self.task.averaged and weight else loss, norm)
+
+    def _global_totals(self) -> tuple[float, float]:
+        """[weight, loss] over all ranks. Compressed gradients round these too, so then they travel alone."""
+        gradient = self._measured.totals.grad
+        assert gradient is not None
+        if self._reduce_apart:
+            gradient = self._group.sum_on_device(self._measured.own_totals)
+        weight, loss = gradient.tolist()
+        return weight, loss
+
+    def _is_usable(self, step: int, result: StepResult) -> bool:
+        if math.isfinite(result.grad_norm) and (math.isfinite(result.loss) or self.scaler is not None):
+            self._skipped_in_a_row = 0
+            return True
+        self._skipped_in_a_row += 1
+        if self.scaler is not None and self._skipped_in_a_row <= SCALER_SKIPS:
+            return True  # the scaler skips it itself and lowers its scale
+        if self._skipped_in_a_row > self._config.skip_nonfinite:
+            raise NonFiniteError(
+                f"step {step}: the gradient is not finite (loss {result.loss:g}, norm {result.grad_norm:g}), and "
+                f"train.skip_nonfinite allows {self._config.skip_nonfinite} in a row; lower optimizer.lr, set "
+                "train.clip_grad_norm, or look at the data of this step"
+            )
+        return False
+
+    def _step_with_closure(
+        self, optimizer: Optimizer, evaluate: Callable[[], StepResult], first: StepResult
+    ) -> None:
+        known = [first]
+
+        def closure() -> Tensor:
+            result = known.pop() if known else evaluate()
+            return torch.tensor(result.loss, device=self._group.device)
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+
+    def _after_update(self) -> None:
+        if self.scaler is not None:
+            self.scaler.update()
+        if self.average is not None:
+            self.average.update()
+
+    def _zero_grad(self) -> None:
+        self._ddp.zero_grad()
+        self._measured.own_totals = torch.zeros(2)
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    if not gradients:
+        return 0.0
+    norms = torch._foreach_norm(gradients)
+    return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))
+
+
+def seed_step(seed: int, step: int, rank: int, phase: int = 0) -> None:
+    """Seed torch, Python and NumPy from (seed, step, rank, phase): no rank has a random state to save."""
+    key = mix(mix(mix(~seed) + step) + rank * 64 + phase)
+    torch.manual_seed(key % 2**63)
+    random.seed(key)
+    np.random.seed(key % 2**32)

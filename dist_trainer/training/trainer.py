@@ -1,0 +1,247 @@
+"""The training loop: `fit` reads like the recipe it is, and each line's work is in a module of its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dist_trainer.checkpoint.writer import State
+from dist_trainer.config.schema import Settings
+from dist_trainer.errors import ConfigError
+from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.training.attempt import begin
+from dist_trainer.training.build import Ingredients, Scheduler, build
+from dist_trainer.training.evaluation import evaluate
+from dist_trainer.training.hooks import Hook
+from dist_trainer.training.loader import Batch
+from dist_trainer.training.metrics import as_metrics
+from dist_trainer.training.profile import Profiler
+from dist_trainer.training.recorder import Recorder
+from dist_trainer.training.saves import Saves
+from dist_trainer.training.settings import make_settings, open_or_create
+from dist_trainer.training.snapshot import capture, restore
+from dist_trainer.training.step import StepResult, seed_step
+from dist_trainer.training.stop import Agreement, Signals, Stop
+from dist_trainer.training.task import Supervised, Task
+from dist_trainer.training.tracker import Tracker
+
+__all__ = ["Result", "Scheduler", "Trainer"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How `fit` ended: `stopped` is saved, and the same call goes on from there."""
+
+    state: Literal["finished", "stopped"]
+    step: int
+    metrics: dict[str, float]
+    reason: str = ""
+
+
+class Trainer:
+    """Trains a model over all ranks, evaluates it, saves it, and goes on where an earlier attempt ended.
+
+    `optimizer` is a torch optimizer over the model's parameters, or a function that makes one for a module.
+    `settings` are the configuration's, a Settings or a dict of dotted keys ({"train.precision": "bf16"}); the
+    words name, epochs, steps and global_batch_size are short for the most used. Started by torchrun each rank
+    makes its own Trainer; started alone it is a group of one. Raises ConfigError for what doesn't fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        train: Any,
+        optimizer: Optimizer | Callable[[nn.Module], Optimizer],
+        loss: Callable[..., Tensor] | None = None,
+        val: Any = None,
+        test: Any = None,
+        task: Task | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        scheduler: Scheduler | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        hooks: Sequence[Hook] = (),
+        settings: Settings | Mapping[str, Any] | None = None,
+        runs: str | Path = "runs",
+        run: RunFolder | None = None,
+        signals: Signals | None = None,
+        **words: Any,
+    ) -> None:
+        if task is None:
+            if loss is None:
+                raise ConfigError("Trainer needs a loss, or a task that defines one")
+            task = Supervised(loss)
+        self.settings = make_settings(settings, words)
+        self.hooks = list(hooks)
+        self.step = 0  # updates done
+        self.stop = Stop.NONE
+        self.values: dict[str, float] = {}  # of the latest evaluation
+        self._evaluated_at = -1
+        self._given = Ingredients(
+            model,
+            task,
+            train,
+            val,
+            test,
+            as_metrics(metrics or {}),
+            optimizer,
+            scheduler or Scheduler(),
+            collate,
+        )
+        self._open_run = (lambda: run) if run is not None else open_or_create(self.settings, Path(runs))
+        self._signals = signals
+
+    def fit(self) -> Result:
+        """Train to the last step, or to an agreed earlier one when the machine is wanted back. Collective."""
+        signals = self._signals or Signals()
+        try:
+            with begin(self._open_run, self.settings.launch, signals) as attempt:
+                self.attempt = attempt
+                self.parts = build(self._given, self.settings, attempt.group)
+                self.saves = Saves(self.settings.checkpoint, attempt)
+                self.recorder = Recorder(attempt, every_steps=self.settings.tracking.log_every_steps)
+                self.tracker = Tracker(self.settings.tracking, attempt)
+                self._resume()
+                self._train()
+                return self._finish()
+        finally:
+            if self._signals is None:
+                signals.restore()
+
+    def _resume(self) -> None:
+        found = self.saves.resume()
+        if found is not None:
+            sampler, loader = self.parts.sampler, self.parts.loader
+            self.parts.train_step.replay(0, loader.read(0), global_rows=sampler.global_rows(0))
+            progress = restore(self.parts, self.saves, self.attempt, *found)
+            self.step, self._evaluated_at = progress["step"], progress["evaluated_at"]
+            self.values = progress["values"]
+        self.attempt.record_start(
+            first_step=self.step,
+            total_steps=self.parts.total_steps,
+            steps_per_epoch=self.parts.sampler.steps_per_epoch,
+        )
+
+    def _train(self) -> None:
+        batches = self.parts.loader.steps(self.step, self.parts.total_steps)
+        self.saves.start_writer()
+        agreement = Agreement(self.attempt.group, self.attempt.signals, first_step=self.step)
+        self._evaluate_if_due(agreement)  # the checkpoint may be from before the evaluation of its step
+        with Profiler(self.settings.train.profile, self.attempt) as profiler:
+            while not self.finished and not self.stop:
+                with self.recorder.waiting_for_data(self.step):
+                    micro_batches = next(batches)
+                self._train_one(micro_batches)
+                profiler.step(self.step)
+                bad_rows = sum(len(batch.bad) for batch in micro_batches)
+                agreed = agreement.exchange(self.step, save=self.saves.minutes_due(), bad_rows=bad_rows)
+                if agreed:
+                    self.recorder.agreed(agreed)
+                    self.stop = agreed.stop
+                values = self._evaluate_if_due(agreement)
+                if self.saves.is_due(self.step, agreed=agreed is not None and agreed.save, metrics=values):
+                    self.saves.save(self.step, self._capture, self.values, last=False)
+                self.saves.poll()
+        agreement.close()
+
+    def _train_one(self, batches: Sequence[Batch]) -> StepResult:
+        sampler, step = self.parts.sampler, self.parts.train_step
+        rows = sampler.global_rows(self.step)
+        result = step.run(self.step, batches, global_rows=rows)
+        for schedule in self.parts.schedules.values():
+            schedule.step()
+        self.step += 1
+        sampler.set_step(self.step)
+        optimizer = next(iter(step.optimizers.values()))
+        self.recorder.step(self.step, result, optimizer, rows=rows, epoch=self.step / sampler.steps_per_epoch)
+        self.tracker.after_step()
+        for hook in self.hooks:
+            hook.on_step(self, self.step, result)
+        return result
+
+    def _evaluate_if_due(self, agreement: Agreement) -> dict[str, float]:
+        """The values of an evaluation made now; none where none is due, or where a rank was interrupted."""
+        if "val" not in self.parts.eval_loaders or not self._evaluation_is_due():
+            return {}
+        values = self.evaluate("val")
+        if values is None:
+            self.stop = agreement.now(self.step).stop or Stop.END
+            return {}
+        self._evaluated_at, self.values = self.step, values
+        self.recorder.evaluation(self.step, values)
+        for schedule in self.parts.schedules.values():
+            schedule.step_on(values)
+        if self.parts.early_stopping:
+            self.parts.early_stopping.update(values)
+        for hook in self.hooks:
+            hook.on_evaluation(self, self.step, values)
+        return values
+
+    def _evaluation_is_due(self) -> bool:
+        train = self.settings.train
+        if self.step in (0, self._evaluated_at):
+            return False
+        every = [
+            train.eval_every_steps,
+            train.eval_every_epochs and train.eval_every_epochs * self._epoch_steps,
+        ]
+        return self.step == self.parts.total_steps or any(n and self.step % n == 0 for n in every)
+
+    @property
+    def _epoch_steps(self) -> int:
+        return self.parts.sampler.steps_per_epoch
+
+    def evaluate(self, split: str) -> dict[str, float] | None:
+        """<split>/loss and each <split>/<metric>, exactly; None where a rank was interrupted. Collective."""
+        parts, group = self.parts, self.attempt.group
+        average = parts.train_step.average
+        seed_step(self.settings.seed, self.step, group.rank, phase=63)
+        with self.recorder.apart(self.step, "evaluate"), average.in_place() if average else nullcontext():
+            values = evaluate(
+                parts.model,
+                parts.task,
+                parts.metrics,
+                parts.eval_loaders[split],
+                group,
+                autocast=parts.train_step.autocast,
+                interrupted=lambda: self.attempt.signals.requested is not Stop.NONE,
+            )
+        return None if values is None else {f"{split}/{name}": value for name, value in values.items()}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done, or early stopping has ended the run."""
+        stopping = self.parts.early_stopping
+        return self.step >= self.parts.total_steps or (stopping is not None and stopping.is_due)
+
+    def _capture(self) -> State:
+        progress = {"step": self.step, "evaluated_at": self._evaluated_at, "values": self.values}
+        return capture(self.parts, self.saves, progress, world_size=self.attempt.group.world_size)
+
+    def _finish(self) -> Result:
+        self.parts.loader.close()
+        with self.recorder.apart(self.step, "save"):
+            self.saves.save(self.step, self._capture, self.values, last=True)
+            self.saves.close()
+        result = self._result()
+        self.parts.close()
+        for hook in self.hooks:
+            hook.on_end(self, result)
+        self.attempt.record_end(Status(result.state, result.reason, self.step, results=result.metrics))
+        self.tracker.close()
+        return result
+
+    def _result(self) -> Result:
+        reason = {Stop.REQUEUE: "SIGUSR2", Stop.END: "SIGTERM or SIGINT"}.get(self.stop, "")
+        pending = "val" in self.parts.eval_loaders and self._evaluation_is_due()
+        if not self.finished or pending:
+            return Result("stopped", self.step, self.values, reason)
+        test = self.evaluate("test") if "test" in self.parts.eval_loaders else {}
+        if test is None:
+            return Result("stopped", self.step, self.values, reason or "interrupted in the last evaluation")
+        self.recorder.evaluation(self.step, test)
+        return Result("finished", self.step, {**self.values, **test})

@@ -1,0 +1,200 @@
+"""What one rank does, in order: read the run's configuration, build what it names, train.
+
+Started by our agent, or by torchrun: `torchrun --nproc-per-node 2 -m dist_trainer.worker RUN`. It needs
+nothing but the run folder and torchrun's environment variables.
+"""
+
+import os
+import random
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dist_trainer.adapters.distributed import PeerFailed, Place
+from dist_trainer.checkpoint.weights import load_weights
+from dist_trainer.config.load import read_config
+from dist_trainer.config.schema import Config, DataSettings, ModelConfig, SchedulerConfig, Settings
+from dist_trainer.config.targets import build, fill, import_target
+from dist_trainer.data.split import split_dataset
+from dist_trainer.errors import ConfigError, DistTrainerError
+from dist_trainer.run_folder import RunFolder, find_run
+from dist_trainer.training.optimizer import check_schedule_unit, fill_schedule_length, make_optimizer
+from dist_trainer.training.stop import Signals
+from dist_trainer.training.task import Task
+from dist_trainer.training.trainer import Result, Scheduler, Trainer
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+
+
+def main(run_folder: str) -> None:
+    """Train the run as one of its ranks; raises what went wrong."""
+    signals = Signals()  # before anything slow: a request during start-up is kept
+    train(RunFolder.open(run_folder), signals)
+
+
+def train(run: RunFolder, signals: Signals) -> Result:
+    """Build what the run's configuration names, and fit."""
+    config = read_config(run.config_path)
+    model = build_model(config)
+    task, metrics = build_task(config)
+    datasets = build_datasets(config)
+    trainer = Trainer(
+        model,
+        task=task,
+        metrics=metrics,
+        optimizer=partial(build_optimizer, config),
+        scheduler=build_scheduler(config),
+        collate=build(config.data.collate) if config.data.collate else None,
+        hooks=[build(hook) for hook in config.hooks],
+        settings=settings_of(config),
+        run=run,
+        signals=signals,
+        **datasets,
+    )
+    return trainer.fit()
+
+
+def settings_of(config: Config) -> Settings:
+    """The configuration without the objects it names."""
+    fields = {name: getattr(config, name) for name in Settings.model_fields}
+    fields["data"] = DataSettings(**{name: getattr(config.data, name) for name in DataSettings.model_fields})
+    return Settings.model_construct(**fields)
+
+
+def build_model(config: Config) -> nn.Module:
+    """The model with its first weights: the same on every rank, drawn from the seed."""
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)
+    weights = config.model.weights
+    if weights is None or not weights.endswith(WEIGHT_FILES):
+        extra = {} if weights is None else {"weights": weights}
+        model: nn.Module = build(config.model, **extra)
+    elif "weights" in import_target(config.model.target).__init__.__code__.co_varnames:
+        model = build(config.model, weights=weights)
+    else:
+        model = build(config.model)
+        start_from(model, config.model, weights)
+    return model
+
+
+def start_from(model: nn.Module, config: ModelConfig, path: str) -> None:
+    """Load the file's tensors whose names and shapes the model has, and say which were left.
+
+    Raises ConfigError where none fits.
+    """
+    given, own = load_weights(path), model.state_dict()
+    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise ConfigError(
+            f"model.weights: no tensor of {path} fits {config.target}: the file has {', '.join(list(given)[:4])}, "
+            f"..., the model {', '.join(list(own)[:4])}, ..."
+        )
+    model.load_state_dict(fitting, strict=False)
+    fresh = [name for name in own if name not in fitting]
+    print(
+        f"model.weights: {len(fitting)} of {len(own)} tensors from {path}; not in it: {fresh[:8] or 'none'}"
+    )
+
+
+def build_task(config: Config) -> tuple[Task, dict[str, Any]]:
+    """The task with its loss, and the metrics by name."""
+    loss = build(config.loss) if config.loss else None
+    task = fill(config.task, loss=loss)
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"task.target {config.task.target} is no subclass of dist_trainer.training.task.Task"
+        )
+    return task, {name: build(metric) for name, metric in config.metrics.items()}
+
+
+def build_datasets(config: Config) -> dict[str, Any]:
+    """train, val and test, with what data.split holds out of train."""
+    data = config.data
+    datasets = {
+        name: build(getattr(data, name)) if getattr(data, name) else None for name in ("train", "val", "test")
+    }
+    if data.split:
+        fractions = {
+            name: share for name, share in (("val", data.split.val), ("test", data.split.test)) if share
+        }
+        datasets |= split_dataset(datasets["train"], fractions, config.seed)
+    return datasets
+
+
+def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
+    """The configured optimizer over a module's parameters, in its groups."""
+    arguments = config.optimizer.arguments
+    factory = partial(_call_optimizer, config)
+    return make_optimizer(factory, model, config.optimizer.groups, arguments.get("lr"))
+
+
+def _call_optimizer(config: Config, parameters: Any) -> Optimizer:
+    optimizer: Optimizer = build(config.optimizer, parameters)
+    return optimizer
+
+
+def build_scheduler(config: Config) -> Scheduler | None:
+    """The configured schedule; a length it needs and was not given is the run's."""
+    plan = config.scheduler
+    if plan is None:
+        return None
+    make = partial(_make_schedule, config, plan) if plan.target else None
+    return Scheduler(make, plan.warmup_steps, plan.metric)
+
+
+def _make_schedule(config: Config, plan: SchedulerConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
+    assert plan.target is not None
+    target = import_target(plan.target)
+    arguments = fill_schedule_length(target, plan.arguments, steps)
+    check_schedule_unit(
+        plan.target.rpartition(".")[2], plan.arguments, epochs=config.train.epochs, steps=steps
+    )
+    schedule: LRScheduler = build({"target": plan.target, **arguments}, optimizer)
+    return schedule
+
+
+def fail(run: RunFolder, error: BaseException) -> NoReturn:
+    """Leave word of the error and go, without waiting for threads or peers that may be stuck."""
+    place = Place.from_environment()
+    code = error.exit_code if isinstance(error, DistTrainerError) else 1
+    if not isinstance(error, PeerFailed):
+        run.write_error(run.highest_fence(), place.rank, error=error, step=None, exit_code=code)
+        if isinstance(error, DistTrainerError):
+            sys.stderr.write(f"rank {place.rank}: {error}\n")
+        else:
+            traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _main_of_torchrun() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(
+            "usage: torchrun [...] -m dist_trainer.worker RUN    (a run folder, or a run's name in runs/)"
+        )
+    try:
+        run = find_run(sys.argv[1], Path("runs"))
+    except DistTrainerError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    folder = run.info().working_folder
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    try:
+        main(str(run.path))
+    except Exception as error:
+        fail(run, error)
+
+
+if __name__ == "__main__":
+    _main_of_torchrun()
