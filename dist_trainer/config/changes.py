@@ -57,7 +57,7 @@ def is_harmless(key: str, old: Any, new: Any) -> bool:
 
 
 def unaccepted(found: Collection[Change], allowed: Collection[str]) -> list[Change]:
-    """The changes that are neither harmless nor among `allowed`: keys, or sections for all that is in them."""
+    """The changes that are neither harmless nor among `allowed`: keys, or sections for all in them."""
     return [
         change
         for change in found

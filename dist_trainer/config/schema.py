@@ -201,8 +201,8 @@ class DdpConfig(Section):
 class BestConfig(Section):
     """Which checkpoint is the best one."""
 
-    metric: str = "val/loss"
-    mode: Literal["min", "max"] = "min"
+    metric: str = "val/loss"  # val/loss or val/ and a name of metrics
+    mode: Literal["min", "max"] = "min"  # whether smaller or larger is better
 
 
 class CheckpointConfig(Section):
