@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -135,7 +134,7 @@ def test_a_hundred_metrics_at_every_step_cost_under_three_percent_of_ten_millise
 
 
 def test_nothing_is_left_open(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with Journal(path, attempt=1, rank=0):
         pass
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,0 +1,49 @@
+"""Knows when training is over, for the process that outlives it: by status.json, or by its parent's death."""
+
+import os
+import time
+
+from dist_trainer.run_folder import RunFolder, State
+
+_END: dict[State, str] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+    "do-not-requeue": "FAILED",
+}
+
+
+def end_status(state: State) -> str | None:
+    """MLflow's word for how a run ended; None while it did not."""
+    return _END.get(state)
+
+
+class RunEnd:
+    """Watches one attempt. `stale_s` is the time of the status that an earlier attempt left, if it did."""
+
+    def __init__(self, run: RunFolder, *, parent: int, stale_s: float | None) -> None:
+        self._run = run
+        self._parent = parent
+        self._stale_s = stale_s
+        self.status: str | None = None
+        self.since = 0.0  # on the monotonic clock
+
+    def seen(self) -> str | None:
+        """MLflow's end status once training is over, and from then on the same."""
+        if self.status is None:
+            orphaned = (
+                os.getppid() != self._parent
+            )  # looked at first: a parent writes its status before it goes
+            status = self._run.read_status()
+            over = end_status(status.state) if status.time != self._stale_s else None
+            if over or orphaned:
+                self.since = time.monotonic()  # before the status: another thread acts on both
+                self.status = over or "KILLED"
+        return self.status
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not on when training ends."""
+        deadline = time.monotonic() + seconds
+        known = self.status is not None
+        while time.monotonic() < deadline and (known or self.seen() is None):
+            time.sleep(min(0.25, max(0.0, deadline - time.monotonic())))

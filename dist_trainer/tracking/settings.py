@@ -1,0 +1,78 @@
+"""What tracking needs of a run's configuration: where MLflow is, and where the checkpoints are."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_trainer.config.schema import TrackingConfig
+from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking.redact import redact
+
+_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]+)(.*)")
+_STEP_FOLDER = re.compile(r"step-(\d+)-f(\d+)")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Every path absolute; where checkpoints are in a remote store, its URL says where."""
+
+    name: str
+    uri: str | None  # None: the journal alone
+    experiment: str
+    checkpoints: Path
+    remote_checkpoints: str  # redacted; "" where they are in a local folder
+
+    @classmethod
+    def read(cls, run: RunFolder) -> "RunSettings":
+        """From config.yaml; what it leaves out has the schema's default."""
+        # BaseLoader gives the text as written: no rule turns an experiment named `on` into true
+        config = yaml.load(run.config_path.read_text(), Loader=yaml.BaseLoader) or {}
+        info = run.info()
+        tracking = TrackingConfig.model_validate(_section(config, "tracking"))
+        uri = tracking.uri and resolve_uri(tracking.uri, info.working_folder)
+        checkpoints, remote = run.checkpoints, ""
+        if folder := _section(config, "checkpoint").get("folder"):
+            place = f"{folder.rstrip('/')}/{info.run_id}"
+            remote = redact(place) if "://" in place and not place.startswith("file://") else ""
+            checkpoints = info.working_folder / place.removeprefix("file://")
+        return cls(run.path.name, uri, tracking.experiment, checkpoints, remote)
+
+    @property
+    def database(self) -> Path | None:
+        """The file of a sqlite store."""
+        match = _SQLITE.fullmatch(self.uri or "")
+        return Path(match[2]) if match else None
+
+    @property
+    def is_server(self) -> bool:
+        """Whether MLflow is reached over HTTP."""
+        return (self.uri or "").startswith(("http://", "https://"))
+
+
+def resolve_uri(uri: str, folder: Path) -> str:
+    """`uri` with a relative sqlite file or local folder taken from `folder`."""
+    match = _SQLITE.fullmatch(uri)
+    if match:
+        return f"{match[1]}{folder / match[2]}{match[3]}"
+    return uri if ":" in uri or uri == "databricks" else str(folder / uri)
+
+
+def final_model(checkpoints: Path) -> Path | None:
+    """model.safetensors of the newest checkpoint that was committed and is not in quarantine."""
+    found = []
+    for commit in checkpoints.glob("step-*/COMMIT.json"):
+        match = _STEP_FOLDER.fullmatch(commit.parent.name)
+        model = commit.with_name("model.safetensors")
+        if match and model.exists() and not commit.with_name("QUARANTINE.json").exists():
+            found.append((int(match[2]), int(match[1]), model))
+    return max(found)[2] if found else None
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, dict):
+        return {}
+    return {key: None if value in ("null", "~") else value for key, value in section.items()}

@@ -1,0 +1,128 @@
+"""A real MLflow server on a port of its own, and what a run looks like in a store."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.tracking.heartbeat import Heartbeat
+from dist_trainer.tracking.journal import Journal
+
+CONFIG = """\
+name: {name}
+optimizer: {{target: torch.optim.SGD, lr: 0.05}}
+tracking: {{uri: "{uri}", experiment: tests}}
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """`mlflow server` on sqlite in `folder`; can be killed, frozen and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Server":
+        arguments = f"server --host 127.0.0.1 --port {self.port} --workers 1".split()
+        store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        artifacts = ["--artifacts-destination", str(self.folder / "artifacts")]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *arguments, *store, *artifacts],
+            stdout=subprocess.DEVNULL,
+            stderr=(self.folder / "server.log").open("ab"),
+            cwd=self.folder,
+            start_new_session=True,
+        )
+        wait_until(self._is_up, 60)
+        return self
+
+    def _is_up(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the server and its workers."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+        if number == signal.SIGKILL:
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self.signal(signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def make_run(folder: Path, uri: str, *, name: str = "mine", config: str = CONFIG) -> RunFolder:
+    return RunFolder.create(folder / "runs" / name, config.format(uri=uri, name=name), working_folder=folder)
+
+
+def train(run: RunFolder, first: int, last: int, *, pause_s: float = 0.0, attempt: int = 1) -> None:
+    """What a worker leaves on disk: a metric at each step in [first, last)."""
+    heart = Heartbeat(run.heartbeat_path(0), rank=0, attempt=attempt)
+    with Journal(run.journal_path(0), attempt=attempt, rank=0) as journal:
+        for step in range(first, last):
+            heart.beat(step, "train")
+            journal.metrics(step, {"train/loss": 1 / (step + 1), "samples_per_s": 100.0 + attempt})
+            journal.sync()
+            time.sleep(pause_s)
+    heart.close()
+
+
+def finish(run: RunFolder, state: Any = "finished", reason: str = "") -> None:
+    run.write_status(Status(state, reason))
+
+
+class Stored:
+    """The run as MLflow has it."""
+
+    def __init__(self, run: RunFolder, uri: str) -> None:
+        self._client = MlflowClient(tracking_uri=uri)
+        tag = f"tags.`dist_trainer.run_id` = '{run.info().run_id}'"
+        experiments = [item.experiment_id for item in self._client.search_experiments()]
+        (self.run,) = self._client.search_runs(experiments, tag)
+        assert self.run.info.run_id == run.info().mlflow_run_id
+        self.status: str = self.run.info.status
+        self.params: dict[str, str] = self.run.data.params
+        self.tags: dict[str, str] = self.run.data.tags
+
+    def points(self, key: str) -> list[tuple[int, float]]:
+        history = self._client.get_metric_history(self.run.info.run_id, key)
+        return sorted((point.step, point.value) for point in history)
+
+    def files(self, folder: str | None = None) -> dict[str, int]:
+        found = self._client.list_artifacts(self.run.info.run_id, folder)
+        return {item.path: item.file_size for item in found if not item.is_dir}
+
+    def text(self, path: str) -> str:
+        return Path(self._client.download_artifacts(self.run.info.run_id, path)).read_text()
