@@ -19,6 +19,7 @@ _MODULES = (
     "torch.nn.parallel",
     "torch.optim",
     "torch.utils.data",
+    "torch._dynamo",  # a second of its own; every optimizer imports it when it is built
     "dist_trainer.adapters.distributed",
     "dist_trainer.worker",
 )

@@ -12,6 +12,7 @@ from rich.table import Table
 from dist_trainer.config.schema import Config
 from dist_trainer.launchers.failures import Failure
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking.mlflow_sync import page_command
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,12 @@ def show_results(ending: Ending, console: Console) -> None:
         saved = f"stopped; saved at step {ending.step}" if ending.step else "stopped before the first step"
         console.print(f"{saved}; the same command goes on from there", soft_wrap=True)
         return
-    table = Table(title=f"{name}: finished at step {ending.step}", title_justify="left", show_header=False)
-    for key, value in sorted(ending.results.items(), key=_test_first):
-        table.add_row(key, f"{value:.4g}", style="bold" if key.startswith("test/") else None)
+    console.print(f"{name}: finished at step {ending.step}", style="bold")
     if ending.results:
+        table = Table(show_header=False)
+        for key, value in sorted(ending.results.items(), key=_test_first):
+            table.add_row(key, f"{value:.4g}", style="bold" if key.startswith("test/") else None)
         console.print(table)
-    else:
-        console.print(f"{name}: finished at step {ending.step}")
     console.print(f"checkpoints  {ending.checkpoints}", markup=False, soft_wrap=True)
     for line in _tracking_lines(ending):
         console.print(line, markup=False, soft_wrap=True)
@@ -69,12 +69,8 @@ def show_json(ending: Ending) -> None:
     """One object on standard output."""
     info = ending.run.info()
     mlflow: dict[str, Any] | None = None
-    if ending.config.tracking.uri is not None:
-        mlflow = {
-            "uri": ending.config.tracking.uri,
-            "run_id": info.mlflow_run_id,
-            "complete": ending.all_tracked,
-        }
+    if page := page_command(ending.run):
+        mlflow = {"run_id": info.mlflow_run_id, "page": page, "complete": ending.all_tracked}
     found = {
         "run": ending.config.name,
         "folder": str(ending.run.path),
@@ -91,13 +87,12 @@ def show_json(ending: Ending) -> None:
 
 
 def _tracking_lines(ending: Ending) -> list[str]:
-    uri = ending.config.tracking.uri
-    if uri is None:
+    page = page_command(ending.run)
+    if not page:
         return []
-    shown = uri if "://" in uri and uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-    lines = [f"curves       {shown}"]
+    lines = [f"curves       {page}"]
     if not ending.all_tracked:
-        lines.append(f"             not everything is sent yet: dist-trainer sync {ending.config.name}")
+        lines.append(f"             not all points are there yet: dist-trainer sync {ending.config.name}")
     return lines
 
 

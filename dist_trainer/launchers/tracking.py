@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from dist_trainer.config.schema import TrackingConfig
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking import mlflow_sync
 from dist_trainer.tracking.heartbeat import read_heartbeat
+from dist_trainer.tracking.sync_state import SyncState, count_left
 
 _DRAIN_S = 10.0
 
@@ -25,7 +27,7 @@ class Tracking:
         if not self._wanted or self._process is not None:
             return
         beat = read_heartbeat(self._run.heartbeat_path(0))
-        if beat and beat.attempt >= self._attempt and beat.phase != "start":
+        if beat and beat.attempt >= self._attempt and beat.step >= 1:
             self._start(report)
 
     def finish(self, *, hurry: Callable[[], bool]) -> None:
@@ -41,14 +43,15 @@ class Tracking:
 
     @property
     def all_sent(self) -> bool:
-        """Whether the process came to its own good end, or nothing was to be sent."""
-        return not self._wanted or (self._process is not None and self._process.poll() == 0)
+        """Whether MLflow has every point of the journal, or is not to have them."""
+        return not self._wanted or count_left(self._run, SyncState.load(self._run)) == 0
 
     def _start(self, report: Callable[[str], None]) -> None:
         try:
-            from dist_trainer.tracking import mlflow_sync
-
             self._process = mlflow_sync.start(self._run)
-        except (ImportError, OSError) as error:
+            problem = "" if self._process else "mlflow is not installed"
+        except Exception as error:  # whatever it is: training goes on, and the journal has everything
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
             self._wanted = False
-            report(f"metrics stay in the journal: the MLflow process cannot start: {error}")
+            report(f"metrics stay in the journal: the MLflow process cannot start: {problem}")

@@ -3,26 +3,27 @@
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from dist_trainer.adapters.files import replace_file
-from dist_trainer.config.changes import Change, changes
+from dist_trainer.config.changes import LENGTHS, Change, changes, describe, unaccepted
+from dist_trainer.config.check import check_targets
 from dist_trainer.config.load import Loaded, dump_config, read_config
 from dist_trainer.config.schema import Config
-from dist_trainer.config.targets import check_targets
 from dist_trainer.errors import FINISHED, STOPPED, ConfigError, UsageError
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.progress import Progress
 from dist_trainer.launchers.results import Ending, show_error, show_json, show_results
 from dist_trainer.launchers.signals import StopRequests
+from dist_trainer.launchers.supervisor import Outcome
 from dist_trainer.launchers.tracking import Tracking
 from dist_trainer.run_folder import RunFolder
 
+WORKER = "dist_trainer.worker:main"
 _WORKERS_ON_CPU = 2
-_LENGTHS = ("train.epochs", "train.steps")
 
 
 def train(
@@ -33,12 +34,13 @@ def train(
     fresh: bool = False,
     allow_change: Sequence[str] = (),
     as_json: bool = False,
+    entry: str = WORKER,
 ) -> int:
     """Train a run to its end, from wherever it is; the command's exit code.
 
     A run that is not there is created; one that did not finish goes on. Raises ConfigError for what is wrong
     with the configuration's targets, UsageError for a configuration that is not the run's or a run that
-    another command trains. `fresh` moves a run that is there aside.
+    another command trains. `fresh` moves a run that is there aside. `entry` is what each worker runs.
     """
     config, folder = loaded.config, Path(runs, loaded.config.name).absolute()
     console = Console(quiet=as_json, highlight=False)
@@ -52,12 +54,12 @@ def train(
         if run is not None:
             stack.enter_context(run.lock())
             if _is_done(run, loaded, allow_change):
-                return _finished(run, config, console, as_json)
+                return _show(_finished(run, config, console), console, as_json)
         from dist_trainer.launchers import agent  # imports torch, while the forkserver does
 
         count = workers or _workers(config, agent.visible_gpus())
         try:
-            _check_targets(loaded, Path.cwd() if run is None else run.info().working_folder, requests)
+            _check_targets(loaded, run, requests)
         except InterruptedError:
             console.print("stopped before the training began")
             return STOPPED
@@ -66,17 +68,14 @@ def train(
             stack.enter_context(run.lock())
         else:
             _rewrite_config(run, config)
-        ending = _launch(agent.launch, run, config, count, requests, console)
+        ending = _launch(
+            partial(agent.launch, run, config, workers=count, entry=entry), run, config, requests, console
+        )
     return _show(ending, console, as_json)
 
 
 def _launch(
-    launch: Callable[..., Any],
-    run: RunFolder,
-    config: Config,
-    workers: int,
-    requests: StopRequests,
-    console: Console,
+    launch: Callable[..., Outcome], run: RunFolder, config: Config, requests: StopRequests, console: Console
 ) -> Ending:
     progress, tracking = Progress(run, console), Tracking(run, config.tracking)
 
@@ -85,20 +84,25 @@ def _launch(
         tracking.start_when_training(progress.say)
 
     try:
-        outcome = launch(run, config, workers=workers, requests=requests, on_tick=tick, report=progress.say)
+        outcome = launch(requests=requests, on_tick=tick, report=progress.say)
     finally:
         progress.close()
-    tracking.finish(hurry=lambda: requests.urgent)
+        tracking.finish(hurry=lambda: requests.urgent)
+    return _ending(run, config, outcome, tracking)
+
+
+def _ending(run: RunFolder, config: Config, outcome: Outcome, tracking: Tracking) -> Ending:
     status = run.read_status()
+    finished = outcome.state == "finished"
     return Ending(
         run=run,
         config=config,
         state=outcome.state,
         exit_code=outcome.exit_code,
         step=status.step if outcome.step is None else outcome.step,
-        results=status.results if outcome.state == "finished" else {},
+        results=status.results if finished else {},
         failure=outcome.failure,
-        message=outcome.message or (status.reason if outcome.state == "stopped" else ""),
+        message=outcome.message,
         all_tracked=tracking.all_sent,
     )
 
@@ -113,11 +117,10 @@ def _show(ending: Ending, console: Console, as_json: bool) -> int:
     return ending.exit_code
 
 
-def _finished(run: RunFolder, config: Config, console: Console, as_json: bool) -> int:
+def _finished(run: RunFolder, config: Config, console: Console) -> Ending:
     status = run.read_status()
     console.print(f"run {config.name} is finished; --fresh trains it again, a longer train.epochs goes on")
-    ending = Ending(run, config, "finished", FINISHED, status.step, status.results)
-    return _show(ending, console, as_json)
+    return Ending(run, config, "finished", FINISHED, status.step, status.results)
 
 
 def _workers(config: Config, gpus: int) -> int:
@@ -160,15 +163,11 @@ def _is_done(run: RunFolder, loaded: Loaded, allow_change: Sequence[str]) -> boo
     """Whether nothing is left to train; UsageError where the configuration may not be what it now is."""
     old = read_config(run.config_path)
     found = changes(old, loaded.config)
-    refused = [each for each in found if not (each.harmless or _is_allowed(each.key, allow_change))]
+    refused = unaccepted(found, allow_change)
     if refused and _has_saved(run, old):
-        raise UsageError(_refusal(run, refused, loaded))
-    lengthened = any(each.harmless and each.key in _LENGTHS for each in found)
+        raise UsageError(_refusal(run, refused))
+    lengthened = any(change.harmless and change.key in LENGTHS for change in found)
     return run.read_status().state == "finished" and not lengthened
-
-
-def _is_allowed(key: str, allow_change: Sequence[str]) -> bool:
-    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in allow_change)
 
 
 def _has_saved(run: RunFolder, config: Config) -> bool:
@@ -178,15 +177,11 @@ def _has_saved(run: RunFolder, config: Config) -> bool:
     return any(line["event"] == "end" and line.get("last_step") for line in run.attempts())
 
 
-def _refusal(run: RunFolder, refused: Sequence[Change], loaded: Loaded) -> str:
-    lines = [f"  {loaded.locate(each.key)}: {each.key} was {each.old!r}, is {each.new!r}" for each in refused]
-    accept = " ".join(f"--allow-change {each.key}" for each in refused)
-    return "\n".join(
-        [
-            f"run {run.path.name} was begun with another configuration:",
-            *lines,
-            f"To go on with the change: {accept}. To train anew: --fresh, or another name=...",
-        ]
+def _refusal(run: RunFolder, refused: Sequence[Change]) -> str:
+    accept = " ".join(f"--allow-change {change.key}" for change in refused)
+    return (
+        f"run {run.path.name} was begun with another configuration:\n{describe(refused)}\n"
+        f"to go on with the change: {accept}; to train anew: --fresh, or another name"
     )
 
 
@@ -202,7 +197,9 @@ def _rewrite_config(run: RunFolder, config: Config) -> None:
     replace_file(run.config_path, new)
 
 
-def _check_targets(loaded: Loaded, folder: Path, requests: StopRequests) -> None:
+def _check_targets(loaded: Loaded, run: RunFolder | None, requests: StopRequests) -> None:
+    """Import what the configuration names, where the workers will; in a child, so that nothing stays here."""
+    folder = Path.cwd() if run is None else run.info().working_folder
     problems = forkserver.call(check_targets, loaded.config, folder=folder, until=lambda: requests.stopping)
     if problems:
         raise loaded.error(problems)

@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import time
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 
 class Watch:
@@ -11,10 +13,10 @@ class Watch:
 
     heavy = ("torch", "torch._dynamo", "mlflow")
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.busy = False
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name not in self.heavy or self.busy:
             return None
         import importlib.util
@@ -28,7 +30,7 @@ class Watch:
             return spec
         execute, begin = spec.loader.exec_module, time.time()
 
-        def timed(module):
+        def timed(module: ModuleType) -> None:
             execute(module)
             line = json.dumps({"module": name, "pid": os.getpid(), "begin": begin, "end": time.time()})
             with open(os.environ["IMPORT_RECORD"], "a") as record:  # noqa: PTH123

@@ -1,0 +1,94 @@
+"""The `evaluate` and `predict` commands below the command line: workers on a scratch folder beside the run."""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_trainer.config.load import dump_config, read_config
+from dist_trainer.errors import FINISHED
+from dist_trainer.inference_request import RESULT, Request
+from dist_trainer.launchers import forkserver
+from dist_trainer.launchers.signals import StopRequests
+from dist_trainer.launchers.workers import count_workers, gpus_by_driver
+from dist_trainer.run_folder import RunFolder
+
+ENTRY = "dist_trainer.inference:main"
+
+
+def evaluate(run: RunFolder, *, split: str, checkpoint: str, workers: int | None, as_json: bool) -> int:
+    """Measure a checkpoint on a split; prints a table, or one JSON object. The command's exit code."""
+    result = _infer(run, Request(str(run.path), split, checkpoint), workers)
+    if isinstance(result, int):
+        return result
+    if as_json:
+        print(json.dumps({"run": run.path.name, "folder": str(run.path), "split": split, **result}))
+        return FINISHED
+    table = Table(title=f"{run.path.name}: step {result['step']}", title_justify="left", show_header=False)
+    for key, value in result["results"].items():
+        table.add_row(key, f"{value:.4g}")
+    Console(highlight=False).print(table)
+    return FINISHED
+
+
+def predict(
+    run: RunFolder, *, output: Path, split: str, checkpoint: str, workers: int | None, as_json: bool
+) -> int:
+    """Write a prediction for each sample of a split, in its order. The command's exit code."""
+    request = Request(str(run.path), split, checkpoint, str(output.absolute()))
+    result = _infer(run, request, workers)
+    if isinstance(result, int):
+        return result
+    rows = int(result["results"]["rows"])
+    if as_json:
+        about = {"run": run.path.name, "split": split, "step": result["step"]}
+        print(json.dumps({**about, "output": str(output), "rows": rows}))
+    else:
+        print(f"{output}: {rows} predictions for data.{split}, by the checkpoint of step {result['step']}")
+    return FINISHED
+
+
+def _infer(run: RunFolder, request: Request, workers: int | None) -> dict[str, Any] | int:
+    """What the workers found, or the exit code of what went wrong."""
+    config = read_config(run.config_path)
+    config = config.model_copy(update={"launch": config.launch.model_copy(update={"max_restarts": 0})})
+    with (
+        StopRequests().listening() as requests,
+        tempfile.TemporaryDirectory(prefix="infer-", dir=run.path) as parent,
+    ):
+        guess = workers or count_workers(config, gpus_by_driver())
+        forkserver.start(forkserver.thread_variables(guess) | config.launch.env)
+        from dist_trainer.launchers import agent  # imports torch, while the forkserver does
+
+        # a run folder of its own: fences, logs and errors of these workers are not the run's
+        scratch = RunFolder.create(
+            Path(parent) / "scratch", dump_config(config), working_folder=run.info().working_folder
+        )
+        request.write(scratch.path)
+        outcome = agent.launch(
+            scratch,
+            config,
+            workers=workers or count_workers(config, agent.visible_gpus()),
+            entry=ENTRY,
+            requests=requests,
+            report=lambda message: None,
+        )
+        if outcome.exit_code == FINISHED:
+            found: dict[str, Any] = json.loads((scratch.path / RESULT).read_text())
+            return found
+        print(outcome.message, file=sys.stderr)
+        if outcome.failure is not None and outcome.failure.exit_code == 1:
+            print(_keep_log(run, outcome.failure.log), file=sys.stderr)
+        return outcome.exit_code
+
+
+def _keep_log(run: RunFolder, log: Path) -> str:
+    """The scratch folder goes; the failed rank's words stay."""
+    kept = run.path / "logs" / "inference-failed.log"
+    shutil.copyfile(log, kept)
+    return f"its log: {kept}"
