@@ -204,17 +204,11 @@ class _Remote:
             raise
 
     def create_exclusive(self, name: str, data: bytes) -> None:
-        tries = 0
-
-        def create() -> None:
-            nonlocal tries
-            tries += 1
-            self._put(name, data, "xb")
-
         try:
-            self._retry("create", name, create)
+            self._retry("create", name, lambda: self._put(name, data, "xb"))
         except FileExistsError:
-            if tries == 1 or bytes(self.read(name)) != data:
+            # also HTTP clients repeat a request whose reply was lost: the file that is there may be our own
+            if bytes(self.read(name)) != data:
                 raise
 
     def read(self, name: str) -> Buffer:
@@ -277,7 +271,7 @@ def _open_file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
 
     own: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if url.startswith(("s3://", "s3a://")):
-        # one owner of retries: a request repeated below would hide that an exclusive create was our own
+        # one owner of retries: those of botocore and s3fs would multiply with ours
         own["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **options.get("config_kwargs", {})}
     try:
         fs, root = fsspec.core.url_to_fs(url, **{**options, **own})
