@@ -171,9 +171,7 @@ class TrainStep:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The configured precision's context for forward passes, in training and evaluation."""
-        if self._config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self._group.device.type, dtype=PRECISIONS[self._config.precision])
+        return autocast_for(self._config.precision, self._group.device)
 
     def _finish_gradients(self, optimizer: Optimizer, global_rows: int) -> StepResult:
         weight, loss = self._global_totals()
@@ -234,6 +232,13 @@ class TrainStep:
     def _zero_grad(self) -> None:
         self._ddp.zero_grad()
         self._measured.own_totals = torch.zeros(2)
+
+
+def autocast_for(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """A precision's context for forward passes: none for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
 def _norm(gradients: list[Tensor]) -> float:

@@ -1,0 +1,179 @@
+"""What one rank does to evaluate or predict with a run's checkpoint; nothing of the run is changed.
+
+The launcher writes request.json into a scratch run folder, starts workers on that, and finds result.json
+(and for a prediction the output file) when they are done.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dist_trainer.adapters.distributed import Group, join
+from dist_trainer.checkpoint.retention import best
+from dist_trainer.checkpoint.state import decode
+from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
+from dist_trainer.config.load import read_config
+from dist_trainer.config.schema import BestConfig, Config
+from dist_trainer.config.targets import build
+from dist_trainer.errors import DataError, UsageError
+from dist_trainer.inference_request import RESULT, Request
+from dist_trainer.run_folder import RunFolder
+from dist_trainer.training.evaluation import evaluate, predict
+from dist_trainer.training.loader import EvalLoader
+from dist_trainer.training.metrics import as_metrics
+from dist_trainer.training.saves import open_store
+from dist_trainer.training.step import autocast_for
+from dist_trainer.training.task import Task
+from dist_trainer.worker import build_datasets, build_model, build_task
+
+
+def main(scratch_folder: str) -> None:
+    """Carry out the request in a scratch run folder, as one rank."""
+    scratch = Path(scratch_folder)
+    request = Request.read(scratch)
+    run = RunFolder.open(request.run)
+    config = read_config(run.config_path)
+    model, (task, metrics) = build_model(config), build_task(config)
+    dataset = _dataset(config, request.split)
+    group = join(config.launch.device, timeout_s=config.launch.timeout_s)
+    checkpoint = _load(run, config, request.checkpoint, model)
+    model.to(group.device)
+    loader = _loader(config, dataset, request.split, group)
+    try:
+        if request.output is None:
+            result = _evaluate(config, model, task, metrics, loader, group)
+        else:
+            result = _predict(config, model, task, loader, group, scratch, Path(request.output), len(dataset))
+    finally:
+        loader.close()
+    if group.is_rank_zero:
+        named = (
+            {f"{request.split}/{name}": value for name, value in result.items()}
+            if not request.output
+            else result
+        )
+        document = {"step": checkpoint.step, "checkpoint": checkpoint.name, "results": named}
+        (scratch / RESULT).write_text(json.dumps(document))
+    group.leave()
+
+
+def _dataset(config: Config, split: str) -> Any:
+    datasets = build_datasets(config)
+    if datasets.get(split) is None:
+        there = ", ".join(name for name, dataset in datasets.items() if dataset is not None)
+        raise UsageError(f"--split {split}: the run has no data.{split}; it has {there}")
+    return datasets[split]
+
+
+def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module) -> Checkpoint:
+    """Load a checkpoint's weights: with train.ema_decay their average, as the run's evaluations do."""
+    store = open_store(run, config.checkpoint)
+    checkpoint = choose(store, wanted, config.checkpoint.keep_best)
+    weights, training = decode(store.read(checkpoint))
+    model.load_state_dict(weights)
+    if training["average"]:
+        model.load_state_dict(training["average"], strict=False)
+    return checkpoint
+
+
+def choose(store: CheckpointStore, wanted: str, keep_best: BestConfig | None) -> Checkpoint:
+    """The checkpoint meant by last, best or a step. Raises UsageError naming those that are there."""
+    checkpoints = store.list()
+    steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints) or "none"
+    if wanted == "best":
+        if keep_best is None:
+            raise UsageError("--checkpoint best: the run has no checkpoint.keep_best that says what is best")
+        found = best(checkpoints, keep_best)
+    elif wanted == "last":
+        found = checkpoints[0] if checkpoints else None
+    else:
+        found = next((each for each in checkpoints if str(each.step) == wanted), None)
+    if found is None:
+        raise UsageError(
+            f"--checkpoint {wanted}: {store.storage.url} has no such checkpoint; steps there: {steps}"
+        )
+    return found
+
+
+def _loader(config: Config, dataset: Any, split: str, group: Group) -> EvalLoader:
+    data = config.data
+    return EvalLoader(
+        dataset,
+        rank=group.rank,
+        world_size=group.world_size,
+        batch_size=data.eval_batch_size or -(-data.global_batch_size // group.world_size),
+        num_workers=data.num_workers,
+        collate=build(data.collate) if data.collate else None,
+        bad_rows=data.bad_rows,
+        seed=config.seed,
+        pin_memory=group.device.type == "cuda",
+        name=f"data.{split}",
+    )
+
+
+def _evaluate(
+    config: Config, model: nn.Module, task: Task, metrics: Mapping[str, Any], loader: EvalLoader, group: Group
+) -> dict[str, float]:
+    autocast = _autocast(config, group)
+    values = evaluate(model, task, as_metrics(metrics), loader, group, autocast=autocast)
+    assert values is not None, "nobody interrupts this evaluation"
+    return values
+
+
+def _autocast(config: Config, group: Group) -> Callable[[], Any]:
+    return lambda: autocast_for(config.train.precision, group.device)
+
+
+@torch.no_grad()
+def _predict(
+    config: Config,
+    model: nn.Module,
+    task: Task,
+    loader: EvalLoader,
+    group: Group,
+    scratch: Path,
+    output: Path,
+    rows: int,
+) -> dict[str, float]:
+    """Each rank writes its rows into the scratch folder; rank 0 puts all into the data set's order."""
+    indices, arrays = predict(model, task, loader, group.device, autocast=_autocast(config, group))
+    np.savez(scratch / f"part-{group.rank}.npz", **arrays, row=indices)
+    group.barrier()
+    if not group.is_rank_zero:
+        return {"rows": float(len(indices))}
+    parts = [dict(np.load(scratch / f"part-{rank}.npz")) for rank in range(group.world_size)]
+    merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(merged["row"], kind="stable")
+    merged = {name: values[order] for name, values in merged.items()}
+    if config.data.bad_rows == "raise" and not np.array_equal(merged["row"], np.arange(rows)):
+        raise DataError(f"the prediction has {len(order)} rows of {rows}")
+    write_predictions(output, merged)
+    return {"rows": float(len(order))}
+
+
+def write_predictions(output: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """An .npz of the arrays, or a .csv with one line a row and one column a number. UsageError for other names."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".npz":
+        np.savez(output, **dict(arrays))
+        return
+    if output.suffix != ".csv":
+        raise UsageError(f"--output {output}: predictions are written as .npz or .csv")
+    columns: dict[str, NDArray[Any]] = {"row": arrays["row"]}
+    for name, values in arrays.items():
+        flat = values.reshape(len(values), -1)
+        if name != "row":
+            columns |= {
+                f"{name}_{i}" if flat.shape[1] > 1 else name: flat[:, i] for i in range(flat.shape[1])
+            }
+    with output.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
