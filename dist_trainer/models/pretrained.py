@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torchvision
 from torch import Tensor, nn
 
 from dist_trainer.errors import ConfigError
@@ -24,6 +23,8 @@ class Pretrained(nn.Module):
         weights: str | None = None,
         image_size: int | None = None,
     ) -> None:
+        import torchvision  # takes more than a second, which the other nets should not cost
+
         super().__init__()
         try:
             self.features: nn.Module = torchvision.models.get_model(architecture, weights=weights)
@@ -50,7 +51,7 @@ class Pretrained(nn.Module):
         return output
 
     def load_pretrained(self, state: Mapping[str, Tensor]) -> None:
-        """Take the backbone from a state dict: torchvision's own names, or the same tensors in the same order.
+        """Take the backbone from a state dict: torchvision's names, or the same tensors in the same order.
 
         Its head is left out: the new one stays as it is. ConfigError where a tensor is missing or has another
         shape.
@@ -63,8 +64,8 @@ class Pretrained(nn.Module):
             if len(others) != len(own):
                 lacking = next(iter(own.keys() - state.keys()))
                 raise ConfigError(
-                    f"model.weights: the file has {len(state)} tensors, none called {lacking}, and the backbone "
-                    f"{len(own)}; they fit by name, or by order where the numbers agree"
+                    f"model.weights: the file has {len(state)} tensors, none called {lacking}, and the "
+                    f"backbone {len(own)}; they fit by name, or by order where the numbers agree"
                 )
             chosen = dict(zip(own, others, strict=True))
         for name, value in chosen.items():

@@ -219,7 +219,9 @@ class _Workers:
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
-                raise DataError(f"a loader process died (data.num_workers): {error}") from error
+                raise DataError(
+                    f"a loader process (data.num_workers) died, by its own fault or for want of memory: {error}"
+                ) from error
             if isinstance(result, _Failed):
                 raise DataError(result.message)
             yield result
