@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dist_trainer.config.schema import TrackingConfig
+from dist_trainer.config.yaml_rules import read_yaml
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.redact import redact
 
@@ -28,8 +27,8 @@ class RunSettings:
     @classmethod
     def read(cls, run: RunFolder) -> "RunSettings":
         """From config.yaml; what it leaves out has the schema's default."""
-        # BaseLoader gives the text as written: no rule turns an experiment named `on` into true
-        config = yaml.load(run.config_path.read_text(), Loader=yaml.BaseLoader) or {}
+        tree, _ = read_yaml(run.config_path.read_text(), str(run.config_path))
+        config = (tree and tree.plain()) or {}
         info = run.info()
         tracking = TrackingConfig.model_validate(_section(config, "tracking"))
         uri = tracking.uri and resolve_uri(tracking.uri, info.working_folder)
@@ -71,8 +70,6 @@ def final_model(checkpoints: Path) -> Path | None:
     return max(found)[2] if found else None
 
 
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    section = config.get(name)
-    if not isinstance(section, dict):
-        return {}
-    return {key: None if value in ("null", "~") else value for key, value in section.items()}
+def _section(config: Any, name: str) -> dict[str, Any]:
+    section = config.get(name) if isinstance(config, dict) else None
+    return section if isinstance(section, dict) else {}
