@@ -45,6 +45,8 @@ def _finding(details: ErrorDetails, data: Any) -> Finding:
     if kind in ("extra_forbidden", "invalid_key"):
         message, meant = _unknown_key(path)
         return Finding(path, message, meant=tuple(meant))
+    if kind == "missing" and get_origin(_bare(annotation_at(path[:-1]))) is tuple:  # pydantic names the item
+        path, kind = path[:-1], "too_short"
     annotation = annotation_at(path)
     if kind == "missing":
         return Finding(path, f"is missing; it must be {accepted(annotation)}")
@@ -55,7 +57,9 @@ def _path_in(data: Any, details: ErrorDetails) -> Path:
     """The error's place without what pydantic adds for the branches of a union and the keys of a dict."""
     path: list[str] = []
     for part in details["loc"]:
-        known = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        known = part in (
+            data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()
+        )
         if not known and details["type"] not in ("missing", "conflict"):  # these are about what is not there
             break
         data = data[part] if known else None
@@ -153,7 +157,7 @@ def annotation_at(path: Path) -> Any:
     """The type of the knob at `path`; None inside a target's arguments."""
     annotation: Any = Config
     for part in path:
-        annotation = _without_null(annotation)
+        annotation = _bare(annotation)
         origin, arguments = get_origin(annotation), get_args(annotation)
         if _is_section(annotation):
             field = annotation.model_fields.get(part)
@@ -172,7 +176,10 @@ def _field_type(field: Any) -> Any:
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
-def _without_null(annotation: Any) -> Any:
+def _bare(annotation: Any) -> Any:
+    """The type without its metadata and without null."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         kept = [argument for argument in get_args(annotation) if argument is not type(None)]
         return kept[0] if len(kept) == 1 else annotation
@@ -181,13 +188,13 @@ def _without_null(annotation: Any) -> Any:
 
 def fields_at(path: Path) -> list[str]:
     """The known keys of the section at `path`."""
-    section = _without_null(annotation_at(path))
+    section = _bare(annotation_at(path))
     return list(section.model_fields) if _is_section(section) else []
 
 
 def is_required(path: Path) -> bool:
     """Whether the schema has a knob at `path` without a default."""
-    section = _without_null(annotation_at(path[:-1]))
+    section = _bare(annotation_at(path[:-1]))
     field = section.model_fields.get(path[-1]) if _is_section(section) else None
     return field is not None and bool(field.is_required())
 
