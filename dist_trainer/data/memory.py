@@ -61,7 +61,7 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
         for stream, augmentation in enumerate(self.augment):
             inputs = augmentation(inputs, keys, stream)
         if inputs.dtype == torch.uint8:
-            inputs = inputs.to(torch.float32).mul_(1 / 255)
+            inputs = inputs.to(torch.float32).div_(255)
         return self.normalize(inputs) if self.normalize else inputs, self._targets.index_select(0, rows)
 
     @property
