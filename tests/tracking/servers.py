@@ -42,17 +42,23 @@ class Server:
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> "Server":
         arguments = f"server --host 127.0.0.1 --port {self.port} --workers 1".split()
         store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         artifacts = ["--artifacts-destination", str(self.folder / "artifacts")]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *arguments, *store, *artifacts],
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "server.log").open("ab"),
-            cwd=self.folder,
-            start_new_session=True,
-        )
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", *arguments, *store, *artifacts],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                start_new_session=True,
+            )
         wait_until(self._is_up, 60)
         return self
 
@@ -64,7 +70,7 @@ class Server:
             return False
 
     def signal(self, number: signal.Signals) -> None:
-        """To the server and its workers."""
+        """To the server and its workers, which are in its session."""
         assert self._process is not None
         os.killpg(self._process.pid, number)
         if number == signal.SIGKILL:
@@ -94,7 +100,6 @@ def train(run: RunFolder, first: int, last: int, *, pause_s: float = 0.0, attemp
         for step in range(first, last):
             heart.beat(step, "train")
             journal.metrics(step, {"train/loss": 1 / (step + 1), "samples_per_s": 100.0 + attempt})
-            journal.sync()
             time.sleep(pause_s)
     heart.close()
 
