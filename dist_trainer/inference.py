@@ -144,7 +144,7 @@ def _predict(
 ) -> dict[str, float]:
     """Each rank writes its rows into the scratch folder; rank 0 puts all into the data set's order."""
     indices, arrays = predict(model, task, loader, group.device, autocast=_autocast(config, group))
-    np.savez(scratch / f"part-{group.rank}.npz", **arrays, row=indices)
+    np.savez(scratch / f"part-{group.rank}.npz", allow_pickle=False, **arrays, row=indices)
     group.barrier()
     if not group.is_rank_zero:
         return {"rows": float(len(indices))}
@@ -162,7 +162,7 @@ def write_predictions(output: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """An .npz of the arrays, or a .csv with one line a row and one column a number. UsageError for other names."""
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".npz":
-        np.savez(output, **dict(arrays))
+        np.savez(output, allow_pickle=False, **dict(arrays))
         return
     if output.suffix != ".csv":
         raise UsageError(f"--output {output}: predictions are written as .npz or .csv")

@@ -1,6 +1,5 @@
 """The `train` command below the command line: which run, may it go on, launch it, say how it ended."""
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -13,17 +12,17 @@ from dist_trainer.config.changes import LENGTHS, Change, changes, describe, unac
 from dist_trainer.config.check import check_targets
 from dist_trainer.config.load import Loaded, dump_config, read_config
 from dist_trainer.config.schema import Config
-from dist_trainer.errors import FINISHED, STOPPED, ConfigError, UsageError
+from dist_trainer.errors import FINISHED, STOPPED, UsageError
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.progress import Progress
 from dist_trainer.launchers.results import Ending, show_error, show_json, show_results
 from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.launchers.supervisor import Outcome
 from dist_trainer.launchers.tracking import Tracking
+from dist_trainer.launchers.workers import count_workers, gpus_by_driver
 from dist_trainer.run_folder import RunFolder
 
 WORKER = "dist_trainer.worker:main"
-_WORKERS_ON_CPU = 2
 
 
 def train(
@@ -46,7 +45,7 @@ def train(
     console = Console(quiet=as_json, highlight=False)
     with ExitStack() as stack:
         requests = stack.enter_context(StopRequests().listening())
-        guess = workers or _workers(config, _gpus_by_driver())
+        guess = workers or count_workers(config, gpus_by_driver())
         forkserver.start(forkserver.thread_variables(guess) | config.launch.env)
         if fresh:
             _move_aside(folder, console)
@@ -57,7 +56,7 @@ def train(
                 return _show(_finished(run, config, console), console, as_json)
         from dist_trainer.launchers import agent  # imports torch, while the forkserver does
 
-        count = workers or _workers(config, agent.visible_gpus())
+        count = workers or count_workers(config, agent.visible_gpus())
         try:
             _check_targets(loaded, run, requests)
         except InterruptedError:
@@ -121,25 +120,6 @@ def _finished(run: RunFolder, config: Config, console: Console) -> Ending:
     status = run.read_status()
     console.print(f"run {config.name} is finished; --fresh trains it again, a longer train.epochs goes on")
     return Ending(run, config, "finished", FINISHED, status.step, status.results)
-
-
-def _workers(config: Config, gpus: int) -> int:
-    """`launch.workers_per_node`; auto: one per GPU, else two; never more than there are samples in a step."""
-    wanted = config.launch.workers_per_node
-    if isinstance(wanted, int):
-        return wanted
-    if config.launch.device == "cuda" and gpus == 0:
-        raise ConfigError("launch.device is cuda, and no GPU is visible; set launch.device=cpu or auto")
-    on_gpus = gpus if config.launch.device != "cpu" else 0
-    count = on_gpus or min(_WORKERS_ON_CPU, len(os.sched_getaffinity(0)))
-    return min(count, config.data.global_batch_size)
-
-
-def _gpus_by_driver() -> int:
-    """A guess that needs no torch; it only divides the cores among workers."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return there if listed is None else min(there, len([name for name in listed.split(",") if name]))
 
 
 def _move_aside(folder: Path, console: Console) -> None:

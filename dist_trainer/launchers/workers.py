@@ -1,0 +1,28 @@
+"""How many workers a node runs."""
+
+import os
+from pathlib import Path
+
+from dist_trainer.config.schema import Config
+from dist_trainer.errors import ConfigError
+
+_ON_CPU = 2
+
+
+def count_workers(config: Config, gpus: int) -> int:
+    """`launch.workers_per_node`; auto: one per GPU, else two; never more than there are samples in a step."""
+    wanted = config.launch.workers_per_node
+    if isinstance(wanted, int):
+        return wanted
+    if config.launch.device == "cuda" and gpus == 0:
+        raise ConfigError("launch.device is cuda, and no GPU is visible; set launch.device=cpu or auto")
+    on_gpus = gpus if config.launch.device != "cpu" else 0
+    count = on_gpus or min(_ON_CPU, len(os.sched_getaffinity(0)))
+    return min(count, config.data.global_batch_size)
+
+
+def gpus_by_driver() -> int:
+    """A guess that needs no torch; it only divides the cores among workers."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return there if listed is None else min(there, len([name for name in listed.split(",") if name]))

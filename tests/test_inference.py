@@ -1,0 +1,136 @@
+"""evaluate and predict: a checkpoint of a run on a split, by any number of ranks, changing nothing of the run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dist_trainer.config.load import dump_config, load_config
+from dist_trainer.errors import UsageError
+from dist_trainer.inference import choose, main, write_predictions
+from dist_trainer.inference_request import RESULT, Request
+from dist_trainer.launchers import infer
+from dist_trainer.run_folder import RunFolder
+from dist_trainer.training.saves import open_store
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.timeout(120)
+CONFIG = """
+name: digits
+model: {target: dist_trainer.models.MLP, sizes: [64, 16, 10]}
+data:
+  train: {target: dist_trainer.data.Digits, split: train}
+  val: {target: dist_trainer.data.Digits, split: test}
+  test: {target: dist_trainer.data.Digits, split: test}
+  global_batch_size: 50
+loss: {target: torch.nn.CrossEntropyLoss}
+metrics: {accuracy: {target: dist_trainer.training.metrics.Accuracy}}
+optimizer: {target: torch.optim.SGD, lr: 0.1}
+train: {steps: 40, eval_every_steps: 10, eval_every_epochs: null, ema_decay: 0.5}
+checkpoint: {keep_best: {metric: val/accuracy, mode: max}, every_steps: 1000}
+tracking: {uri: null}
+launch: {device: cpu}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("inference")
+    (folder / "digits.yaml").write_text(CONFIG)
+    config = load_config([folder / "digits.yaml"]).config
+    run = RunFolder.create(folder / "digits", dump_config(config), working_folder=folder)
+    run_ranks(2, fit, str(run.path))
+    return run
+
+
+def fit(run_folder: str) -> None:
+    from dist_trainer import worker
+
+    worker.main(run_folder)
+
+
+def ask(run: RunFolder, folder: Path, ranks: int, **request: Any) -> dict[str, Any]:
+    folder.mkdir()
+    asked = {"split": "test", "checkpoint": "last", **request}
+    Request(str(run.path), **asked).write(folder)
+    run_ranks(ranks, main, str(folder))
+    result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    return result
+
+
+def test_evaluate_gives_what_the_run_itself_measured_at_any_number_of_ranks(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    measured = run.status.results
+    for ranks in (1, 3):
+        found = ask(run, tmp_path / str(ranks), ranks)
+        assert found["step"] == 40
+        assert found["results"]["test/accuracy"] == measured["test/accuracy"]
+        assert found["results"]["test/loss"] == pytest.approx(measured["test/loss"], rel=1e-6)
+    assert run.highest_fence() == 1, "looking at a run is no attempt"
+
+
+def test_predictions_are_in_the_order_of_the_data_set_at_any_number_of_ranks(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    outputs = []
+    for ranks in (1, 3):
+        output = tmp_path / f"{ranks}.npz"
+        assert ask(run, tmp_path / str(ranks), ranks, output=str(output))["results"] == {"rows": 360.0}
+        outputs.append(dict(np.load(output)))
+    one, three = outputs
+    assert np.array_equal(one["row"], np.arange(360)) and np.array_equal(three["row"], one["row"])
+    np.testing.assert_allclose(three["prediction"], one["prediction"], atol=1e-5)
+    from dist_trainer.data import Digits
+
+    targets = torch.stack([target for _, target in (Digits(split="test")[i] for i in range(360))])
+    right = (torch.tensor(one["prediction"]).argmax(1) == targets).double().mean()
+    assert float(right) == run.status.results["test/accuracy"]
+
+
+def test_csv_has_one_line_a_row_and_one_column_a_number(tmp_path: Path) -> None:
+    arrays = {"row": np.arange(2), "a": np.array([[1.0, 2.0], [3.0, 4.0]]), "b": np.array([5, 6])}
+    write_predictions(tmp_path / "deep" / "p.csv", arrays)
+    assert (tmp_path / "deep" / "p.csv").read_text().splitlines() == [
+        "row,a_0,a_1,b",
+        "0,1.0,2.0,5",
+        "1,3.0,4.0,6",
+    ]
+
+
+def test_the_best_checkpoint_is_kept_and_found(run: RunFolder) -> None:
+    config = load_config([run.config_path]).config
+    store = open_store(run, config.checkpoint)
+    best = choose(store, "best", config.checkpoint.keep_best)
+    values = [
+        line["values"]["val/accuracy"] for line in journal(run) if "val/accuracy" in line.get("values", {})
+    ]
+    assert best.metrics["val/accuracy"] == max(values)
+    assert choose(store, "last", None).step == 40
+    assert choose(store, str(best.step), None) == best
+
+
+def test_a_checkpoint_that_is_not_there_is_said_with_those_that_are(run: RunFolder) -> None:
+    store = open_store(run, load_config([run.config_path]).config.checkpoint)
+    with pytest.raises(UsageError, match=r"--checkpoint 7: .* steps there: 40"):
+        choose(store, "7", None)
+    with pytest.raises(UsageError, match=r"checkpoint\.keep_best"):
+        choose(store, "best", None)
+
+
+def test_the_commands_print_one_object_and_leave_nothing(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in run.path.iterdir())
+    assert infer.evaluate(run, split="test", checkpoint="last", workers=2, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["results"].keys() == {"test/loss", "test/accuracy"}
+    assert infer.evaluate(run, split="nothing", checkpoint="last", workers=1, as_json=False) == 2
+    assert "--split nothing: the run has no data.nothing; it has train, val, test" in capsys.readouterr().err
+    assert sorted(path.name for path in run.path.iterdir()) == before
+
+
+def journal(run: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.journal_path(0).read_text().splitlines()]
