@@ -1,0 +1,230 @@
+"""The shape of the package: layers, one owner for each outside library, nothing unpickled, small parts.
+
+All of it is read from the source, so imports inside functions count too.
+"""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "dist_trainer"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = [  # a module imports from its own part and from lines below
+    {"cli"},
+    {"launchers", "inspect_run", "pack_data"},
+    {"inference"},
+    {"worker"},
+    {"training"},
+    {"checkpoint", "tracking"},
+    {"data", "models"},
+    {"inference_request", "run_folder"},
+    {"adapters"},
+    {"config"},
+    {"errors"},
+]
+OWNERS = {
+    "fsspec": {"adapters/storage.py"},
+    "mlflow": {"tracking/mlflow_sync.py"},
+    "submitit": {"launchers/slurm.py"},
+    "torch.distributed.elastic": {"launchers/agent.py"},
+    "torch.distributed": {"adapters/distributed.py", "launchers/agent.py"},
+    "typer": {"cli.py"},
+    "psutil": {"tracking/system_metrics.py"},
+}
+READ_THE_ENVIRONMENT = {
+    "adapters/distributed.py",  # torchrun's variables
+    "launchers/forkserver.py",  # what workers start with
+    "launchers/workers.py",  # CUDA_VISIBLE_DEVICES, before torch is there
+    "tracking/mlflow_sync.py",  # the MLflow client's retries and time-outs, in its own process
+}
+PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile"}
+FORBIDDEN_METHODS = {  # each of them unpickles or runs what it reads
+    ("yaml", "load"),
+    ("yaml", "load_all"),
+    ("yaml", "full_load"),
+    ("yaml", "unsafe_load"),
+    ("torch", "save"),
+    ("torch", "load"),
+    *(("*", name) for name in ("broadcast_object_list", "all_gather_object", "gather_object")),
+    *(("*", name) for name in ("scatter_object_list", "send_object_list", "recv_object_list")),
+}
+VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc", "manager", "managers"}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything imported; `from a import b` gives a.b, which may be a module."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: a relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def is_within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def layer(part: str) -> int:
+    """The number of the line; a new part at the top of the package has to be put somewhere."""
+    found = [number for number, parts in enumerate(LAYERS) if part in parts]
+    assert found, f"{part} is in no layer of tests/test_architecture.py"
+    return found[0]
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
+
+
+def test_imports_go_down_only() -> None:
+    wrong = []
+    for path in MODULES:
+        part = name_of(path).removesuffix(".py").split("/")[0]
+        if part == "__init__":
+            continue
+        for line, name in imports(path):
+            if not is_within(name, "dist_trainer") or name.count(".") == 0:
+                continue
+            other = name.split(".")[1]
+            if other != part and layer(other) <= layer(part):
+                wrong.append(f"{name_of(path)}:{line}: {part} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_imports_a_name_from_the_top_of_the_package() -> None:
+    top = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    for path in MODULES:
+        for line, name in imports(path):
+            if is_within(name, "dist_trainer"):
+                assert name.split(".")[1] in top, f"{name_of(path)}:{line}: {name}"
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_an_outside_library_has_one_owner(library: str) -> None:
+    users = {name_of(path) for path in MODULES for _, name in imports(path) if is_within(name, library)}
+    assert users <= OWNERS[library], f"{library} belongs to {OWNERS[library]}"
+
+
+def test_an_owner_imports_submitit_and_mlflow_where_it_needs_them_only() -> None:
+    for path in MODULES:
+        names = [
+            alias.name for node in tree(path).body if isinstance(node, ast.Import) for alias in node.names
+        ]
+        names += [node.module or "" for node in tree(path).body if isinstance(node, ast.ImportFrom)]
+        assert not any(is_within(name, "mlflow") or is_within(name, "submitit") for name in names), path
+
+
+def test_ruff_bans_what_has_an_owner_while_it_is_typed() -> None:
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    banned = ruff["flake8-tidy-imports"]["banned-api"].keys()
+    assert "TID" in ruff["select"]
+    assert banned >= {"torch.distributed", "fsspec", "mlflow", "submitit"}
+    owners = {owner for library in banned for owner in OWNERS[library]}
+    ignored = {name for name, rules in ruff["per-file-ignores"].items() if "TID251" in rules}
+    assert {name for name in ignored if name.startswith("dist_trainer")} == {
+        f"dist_trainer/{owner}" for owner in owners
+    }
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_is_unpickled_or_executed(path: Path) -> None:
+    for line, name in imports(path):
+        assert name.split(".")[0] not in PICKLES, f"line {line}: {name}"
+    for call in calls(path):
+        where = f"line {call.lineno}: {ast.unparse(call)}"
+        if isinstance(call.func, ast.Name):
+            assert call.func.id not in FORBIDDEN_CALLS, where
+        elif isinstance(call.func, ast.Attribute):
+            owner, method = ast.unparse(call.func.value), call.func.attr
+            is_torch_load = (owner, method) == ("torch", "load")
+            if name_of(path) == "checkpoint/weights.py" and is_torch_load:
+                assert "weights_only=True" in where
+            else:
+                assert not {(owner, method), ("*", method)} & FORBIDDEN_METHODS, where
+        assert "allow_pickle=True" not in where
+
+
+def test_the_environment_is_read_by_its_owners_only() -> None:
+    readers = {
+        name_of(path)
+        for path in MODULES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv")
+    }
+    readers |= {name_of(path) for path in MODULES for _, name in imports(path) if name.startswith("os.env")}
+    assert readers <= READ_THE_ENVIRONMENT
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_says_what_it_owns_and_stays_small(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    assert ast.get_docstring(tree(path)), "it opens with a sentence on what it owns"
+    parts = set(name_of(path).removesuffix(".py").replace("/", "_").split("_"))
+    assert not parts & VAGUE_NAMES, "name it for what it does"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_functions_stay_small(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            has_docstring = ast.get_docstring(node, clean=False) is not None
+            docstring = (first.end_lineno or 0) - first.lineno + 1 if has_docstring else 0
+            length = (node.end_lineno or 0) - node.lineno + 1 - docstring
+            assert length <= 40, f"{node.name} has {length} lines"
+
+
+def test_the_trainer_stays_small() -> None:
+    (trainer,) = [
+        node
+        for node in ast.walk(tree(PACKAGE / "training" / "trainer.py"))
+        if isinstance(node, ast.ClassDef) and node.name == "Trainer"
+    ]
+    assert (trainer.end_lineno or 0) - trainer.lineno + 1 < 250
+
+
+@pytest.mark.parametrize("folder", ["launch", "slurm", "configs", "docs"])
+def test_folders_beside_the_package_cannot_be_imported(folder: str) -> None:
+    assert not list((ROOT / folder).rglob("__init__.py"))
+
+
+HELP = """
+import sys
+from dist_trainer.cli import main
+sys.argv = ["dist-trainer", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "mlflow", "numpy", "fsspec", "submitit", "matplotlib", "torchvision"} & set(sys.modules)
+print("heavy:", *sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["config", "schema"]], ids=lambda words: " ".join(words)
+)
+def test_help_and_schema_import_nothing_heavy(arguments: list[str]) -> None:
+    command = [sys.executable, "-W", "error", "-c", HELP, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"
