@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dist_trainer.adapters.distributed import PeerFailed, Place
 from dist_trainer.checkpoint.weights import load_weights
 from dist_trainer.config.load import read_config
-from dist_trainer.config.schema import Config, DataSettings, ModelConfig, SchedulerConfig, Settings
+from dist_trainer.config.schema import Config, DataSettings, SchedulerConfig, Settings
 from dist_trainer.config.targets import build, fill, import_target
 from dist_trainer.data.split import split_dataset
 from dist_trainer.errors import ConfigError, DistTrainerError
@@ -78,25 +78,26 @@ def build_model(config: Config) -> nn.Module:
     if weights is None or not weights.endswith(WEIGHT_FILES):
         extra = {} if weights is None else {"weights": weights}
         model: nn.Module = build(config.model, **extra)
-    elif "weights" in import_target(config.model.target).__init__.__code__.co_varnames:
-        model = build(config.model, weights=weights)
     else:
         model = build(config.model)
-        start_from(model, config.model, weights)
+        start_from(model, weights)
     return model
 
 
-def start_from(model: nn.Module, config: ModelConfig, path: str) -> None:
-    """Load the file's tensors whose names and shapes the model has, and say which were left.
+def start_from(model: nn.Module, path: str) -> None:
+    """Load a file's weights: by the model's own `load_pretrained(state)` where it has one, else by name and shape.
 
-    Raises ConfigError where none fits.
+    Says which tensors stay as they were drawn; raises ConfigError where none fits.
     """
     given, own = load_weights(path), model.state_dict()
+    if hasattr(model, "load_pretrained"):
+        model.load_pretrained(given)
+        return
     fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise ConfigError(
-            f"model.weights: no tensor of {path} fits {config.target}: the file has {', '.join(list(given)[:4])}, "
-            f"..., the model {', '.join(list(own)[:4])}, ..."
+            f"model.weights: no tensor of {path} fits the model: the file has {', '.join(list(given)[:4])}, ..., "
+            f"the model {', '.join(list(own)[:4])}, ..."
         )
     model.load_state_dict(fitting, strict=False)
     fresh = [name for name in own if name not in fitting]
