@@ -90,8 +90,9 @@ def start_from(model: nn.Module, path: str) -> None:
     Says which tensors stay as they were drawn; raises ConfigError where none fits.
     """
     given, own = load_weights(path), model.state_dict()
-    if hasattr(model, "load_pretrained"):
-        model.load_pretrained(given)
+    own_door: Any = getattr(model, "load_pretrained", None)
+    if own_door is not None:
+        own_door(given)
         return
     fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
     if not fitting:
