@@ -44,13 +44,13 @@ def _make_current_folder_importable() -> None:
 
 
 def _deepest_module(parts: list[str]) -> tuple[ModuleType, int]:
-    """The longest part of the path that is a module, always leaving a name to look up in it."""
+    """The longest part of the path that is a module, and how many of its names that takes."""
     module = _import_module(parts, 1)
     if module is None:
         near = did_you_mean(parts[0], _top_level_modules())
         where = f"neither installed nor in {Path.cwd()}"
         raise ConfigError(f"{'.'.join(parts)}: there is no module {parts[0]}, {where}{near}")
-    for depth in range(2, len(parts)):
+    for depth in range(2, len(parts) + 1):
         if hasattr(module, parts[depth - 1]) and not isinstance(
             getattr(module, parts[depth - 1]), ModuleType
         ):
@@ -59,7 +59,7 @@ def _deepest_module(parts: list[str]) -> tuple[ModuleType, int]:
         if deeper is None:
             return module, depth - 1
         module = deeper
-    return module, len(parts) - 1
+    return module, len(parts)
 
 
 def _import_module(parts: list[str], depth: int) -> ModuleType | None:

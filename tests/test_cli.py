@@ -1,0 +1,236 @@
+"""The commands: what they import, print and return."""
+
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from dist_trainer.cli import app
+from dist_trainer.config.editor_schema import json_schema
+from dist_trainer.config.load import read_config
+from dist_trainer.config.schema import Config
+from dist_trainer.errors import DistTrainerError, NoUsableCheckpoint
+from dist_trainer.run_folder import RunFolder
+
+CONFIG = """\
+name: run
+model: {target: torch.nn.Linear, in_features: 4, out_features: 2}
+data: {train: {target: torchvision.datasets.FakeData}}
+loss: {target: torch.nn.CrossEntropyLoss}
+optimizer: {target: torch.optim.SGD, lr: 0.1}
+"""
+HEAVY = ("torch", "torchvision", "mlflow", "submitit", "fsspec", "numpy", "matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """The modules that a fresh process has imported when the command ends."""
+    code = (
+        "import sys\nfrom dist_trainer.cli import app\n"
+        f"try: app({list(arguments)!r})\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["config", "show", "c.yaml"], ["config", "schema"]],
+    ids=" ".join,
+)
+def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    assert not imported_by(*arguments) & set(HEAVY)
+
+
+def test_help_does_not_even_import_the_configuration() -> None:
+    assert not imported_by("--help") & {"pydantic", "yaml"}
+
+
+def test_a_run_is_listed_without_torch(config: Path) -> None:
+    RunFolder.create(Path("runs/run"), CONFIG, working_folder=Path.cwd())
+    assert "torch" not in imported_by("checkpoint", "list", "run")
+
+
+def test_show_prints_what_loads_as_the_same_configuration(config: Path, tmp_path: Path) -> None:
+    result = invoke("config", "show", "c.yaml", "train.epochs=7")
+    assert result.exit_code == 0
+    (tmp_path / "again.yaml").write_text(result.stdout)
+    assert read_config(tmp_path / "again.yaml").train.epochs == 7
+    as_json = json.loads(invoke("config", "show", "c.yaml", "--json", "train.epochs=7").stdout)
+    assert Config.model_validate(as_json) == read_config(tmp_path / "again.yaml")
+
+
+def test_files_and_values_may_be_mixed(tmp_path: Path) -> None:
+    (tmp_path / "b=c.yaml").write_text("seed: 5")
+    shown = yaml.safe_load(invoke("config", "show", "train.epochs=2", "c.yaml", "b=c.yaml").stdout)
+    assert (shown["seed"], shown["train"]["epochs"]) == (5, 2)
+
+
+@pytest.mark.timeout(120)
+def test_check_is_silent_where_all_is_right_and_names_each_problem_where_not() -> None:
+    good = invoke("config", "check", "c.yaml")
+    assert (good.exit_code, good.output) == (0, "")
+    bad = invoke("config", "check", "c.yaml", "model.in_featurs=3")
+    assert bad.exit_code == 2
+    assert bad.stderr.startswith(
+        "command line: model.in_featurs is not an argument of torch.nn.Linear; accepted: "
+    )
+
+
+@pytest.mark.parametrize("arguments", [["train.epochs=x"], ["loss=null", "seed=x"]])
+def test_check_prints_one_json_object_with_every_problem(arguments: list[str]) -> None:
+    result = invoke("config", "check", "c.yaml", "--json", *arguments)
+    assert result.exit_code == 2
+    answer = json.loads(result.stdout)
+    assert answer["ok"] is False
+    assert len(answer["problems"]) == len(arguments)
+
+
+def test_the_schema_accepts_what_the_toolkit_accepts_and_explains_itself() -> None:
+    schema = json.loads(invoke("config", "schema").stdout)
+    assert schema == json_schema()
+    data = yaml.safe_load(CONFIG)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(data, schema)
+    jsonschema.validate(json.loads(invoke("config", "show", "c.yaml", "--json").stdout), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**data, "trane": {}}, schema)
+    described = schema["$defs"]["DataConfig"]["properties"]["global_batch_size"]["description"]
+    assert described == "samples per step over all ranks"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(DistTrainerError("[bold]no[/bold]"), 1), (NoUsableCheckpoint("none is good"), 65)]
+)
+def test_an_error_is_its_message_and_its_exit_code(
+    error: DistTrainerError, code: int, install: Callable[..., list[Any]]
+) -> None:
+    install("dist_trainer.launchers.train", "train", error)
+    result = invoke("train", "c.yaml")
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr == f"{error}\n"
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Put a function in the place of a launcher's: it notes how it is called, and returns or raises `answer`."""
+
+    def install(module: str, name: str, answer: Any) -> list[Any]:
+        calls: list[Any] = []
+
+        def stand_in(*arguments: Any, **keywords: Any) -> Any:
+            calls.append((arguments, keywords))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        fake = types.ModuleType(module)
+        setattr(fake, name, stand_in)
+        monkeypatch.setitem(sys.modules, module, fake)
+        return calls
+
+    return install
+
+
+def test_train_hands_on_all_that_it_was_given(install: Callable[..., list[Any]]) -> None:
+    calls = install("dist_trainer.launchers.train", "train", 75)
+    given = [
+        "--workers",
+        "3",
+        "--fresh",
+        "--allow-change",
+        "seed",
+        "--allow-change",
+        "ddp",
+        "--runs",
+        "elsewhere",
+    ]
+    assert invoke("train", "c.yaml", "optimizer.lr=0.5", *given, "--json").exit_code == 75
+    ((loaded,), keywords) = calls[0]
+    assert loaded.config.optimizer.arguments == {"lr": 0.5}
+    assert keywords == {
+        "runs": Path("elsewhere"),
+        "workers": 3,
+        "fresh": True,
+        "allow_change": ["seed", "ddp"],
+        "as_json": True,
+    }
+
+
+def test_evaluate_and_predict_find_the_run(install: Callable[..., list[Any]], tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs" / "run", CONFIG, working_folder=tmp_path)
+    calls = install("dist_trainer.launchers.infer", "evaluate", 0)
+    assert invoke("evaluate", "run", "--checkpoint", "best", "--split", "val").exit_code == 0
+    assert calls == [((run,), {"split": "val", "checkpoint": "best", "workers": None, "as_json": False})]
+    calls = install("dist_trainer.launchers.infer", "predict", 0)
+    assert invoke("predict", str(run.path), "--output", "p.csv").exit_code == 0
+    assert calls[0][1]["output"] == Path("p.csv")
+    refused = invoke("predict", "run", "--output", "p.txt")
+    assert refused.exit_code == 2
+    assert refused.stderr == "--output must end in .npz or .csv, got 'p.txt'\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["evaluate"], ["sync"], ["checkpoint", "list"], ["checkpoint", "verify"]]
+)
+def test_a_run_that_is_not_there_is_the_users_mistake(command: list[str]) -> None:
+    result = invoke(*command, "nosuch")
+    assert result.exit_code == 2
+    assert "no run 'nosuch'" in result.stderr
+
+
+def test_usage_errors_exit_with_2() -> None:
+    assert invoke("train", "c.yaml", "--no-such-option").exit_code == 2
+    assert invoke("nosuch").exit_code == 2
+    assert invoke("train", "c.yaml", "--workers", "0").exit_code == 2
+
+
+def test_pack_writes_training_and_test_part_of_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "my_sets.py").write_text(
+        "import numpy as np\n"
+        "class Squares:\n"
+        "    def __init__(self, root, train=True): self.n = 5 if train else 2\n"
+        "    def __len__(self): return self.n\n"
+        "    def __getitem__(self, i): return np.full((1, 2, 2), i, dtype=np.uint8), i\n"
+    )
+    result = invoke("data", "pack", "my_sets.Squares", "out/squares.npz", "root=x", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["arrays"]["test_x"] == [2, 1, 2, 2]
+    with np.load("out/squares.npz") as arrays:
+        assert arrays["train_y"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_pack_reads_a_folder_of_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            Image.new("RGB", (4, 3)).save(tmp_path / "pets" / part / name / "a.png")
+    result = invoke("data", "pack", "pets", "pets.npz")
+    assert result.exit_code == 0, result.output
+    assert "train_x: 2 x 3 x 3 x 4" in result.stdout
+    assert invoke("data", "pack", "nosuch", "x.npz").exit_code == 2
+    assert invoke("data", "pack", "pets", "x.csv").exit_code == 2
