@@ -1,5 +1,6 @@
 """The commands: what they import, print and return."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from dist_trainer.adapters.storage import Storage
+from dist_trainer.checkpoint.store import CheckpointStore
 from dist_trainer.cli import app
 from dist_trainer.config.editor_schema import json_schema
 from dist_trainer.config.load import read_config
@@ -85,6 +88,52 @@ def test_files_and_values_may_be_mixed(tmp_path: Path) -> None:
     (tmp_path / "b=c.yaml").write_text("seed: 5")
     shown = yaml.safe_load(invoke("config", "show", "train.epochs=2", "c.yaml", "b=c.yaml").stdout)
     assert (shown["seed"], shown["train"]["epochs"]) == (5, 2)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run with checkpoints at the steps 10, 20 and 30, the first one the best."""
+    run = RunFolder.create(tmp_path / "runs" / "run", CONFIG, working_folder=tmp_path)
+    store = CheckpointStore(
+        Storage(str(run.checkpoints)), fence=run.new_fence({}), highest_fence=run.highest_fence
+    )
+    for step in (10, 20, 30):
+        store.commit(step, {"training.json": b"{}"}, {"metrics": {"val/loss": float(step)}})
+    return run
+
+
+def test_checkpoints_are_listed_newest_first(run: RunFolder) -> None:
+    answer = json.loads(invoke("checkpoint", "list", "run", "--json").stdout)
+    assert [(row["step"], row["metrics"]["val/loss"]) for row in answer["checkpoints"]] == [
+        (30, 30),
+        (20, 20),
+        (10, 10),
+    ]
+    assert "step-000000020-f0001" in invoke("checkpoint", "list", str(run.path)).stdout
+
+
+def test_verify_finds_the_checkpoint_whose_bytes_changed(run: RunFolder) -> None:
+    assert invoke("checkpoint", "verify", "run").exit_code == 0
+    (run.checkpoints / "step-000000020-f0001" / "training.json").write_bytes(b"[]")
+    result = invoke("checkpoint", "verify", "run", "--json")
+    assert result.exit_code == 1
+    assert [bool(row["problem"]) for row in json.loads(result.stdout)["checkpoints"]] == [False, True, False]
+    for step in (10, 30):
+        (run.checkpoints / f"step-0000000{step}-f0001" / "training.json").write_bytes(b"[]")
+    assert invoke("checkpoint", "verify", "run").exit_code == NoUsableCheckpoint.exit_code
+
+
+@pytest.mark.parametrize(
+    ("which", "step"), [("last", 30), ("best", 10), ("20", 20), ("step-000000020-f0001", 20)]
+)
+def test_inspect_shows_the_checkpoint_that_is_meant(run: RunFolder, which: str, step: int) -> None:
+    answer = json.loads(invoke("checkpoint", "inspect", "run", "--checkpoint", which, "--json").stdout)
+    assert (answer["step"], answer["files"]) == (step, {"training.json": 2})
+
+
+def test_inspect_names_the_steps_that_are_there(run: RunFolder) -> None:
+    result = invoke("checkpoint", "inspect", "run", "--checkpoint", "25")
+    assert (result.exit_code, result.stderr) == (2, "no checkpoint '25'; there are steps 30, 20, 10\n")
 
 
 @pytest.mark.timeout(120)
@@ -222,6 +271,13 @@ def test_pack_writes_training_and_test_part_of_a_data_set(tmp_path: Path) -> Non
         assert arrays["train_y"].tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.fixture(scope="module")
+def torchvision() -> None:
+    """Its import makes torch set an environment variable, once a process."""
+    importlib.import_module("torchvision")
+
+
+@pytest.mark.usefixtures("torchvision")
 def test_pack_reads_a_folder_of_pictures(tmp_path: Path) -> None:
     from PIL import Image
 

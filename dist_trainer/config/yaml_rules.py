@@ -96,7 +96,13 @@ class CoreDumper(yaml.SafeDumper):
         """Equal values are written out each time."""
         return True
 
+    def represent_text(self, text: str) -> Node:
+        """YAML 1.1 folds the line breaks of Unicode when it reads them back, except as escapes."""
+        escaped = any(line_break in text for line_break in "\x85\u2028\u2029")
+        return self.represent_scalar(TAG + "str", text, style='"' if escaped else None)
 
+
+CoreDumper.add_representer(str, CoreDumper.represent_text)
 CoreLoader.yaml_implicit_resolvers = {}  # else those of YAML 1.1 would be added to
 for _name, _pattern, _first in CORE_RULES:
     for _class in (CoreLoader, CoreDumper):

@@ -133,8 +133,9 @@ scalars = (
     | st.floats(allow_nan=False)
     | st.text(st.characters(exclude_categories=["Cs"]))
     | st.sampled_from(
-        ["on", "yes", "24:00:00", "3e-4", "null", "~", "0o17", "<<", "=", "1_000", "2024-01-01", " x"]
+        ["on", "yes", "24:00:00", "3e-4", "null", "~", "0o17", "<<", "=", "1_000", "2024-01-01"]
     )
+    | st.sampled_from([" x", "\x85", "a\u2028b", "a\r\nb\n", "\ufeffx"])
 )
 values = st.recursive(
     scalars,
