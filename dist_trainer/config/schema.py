@@ -139,11 +139,17 @@ class ProfileConfig(Section):
     )  # [first, last]; YAML has lists alone, and strict wants a tuple
 
 
+def _one_unless_steps(data: dict[str, Any]) -> int | None:
+    return None if data.get("steps") else 1
+
+
 class TrainConfig(Section):
     """How long and how to train."""
 
-    epochs: int | None = Field(default=None, ge=1)  # default, where steps is not given: 1
     steps: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(
+        default_factory=_one_unless_steps, ge=1
+    )  # default, where steps is not given: 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp16 scales the loss
     accumulate_steps: int = Field(
         default=1, ge=1
@@ -165,9 +171,9 @@ class TrainConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_epoch(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("epochs") is None and data.get("steps") is None:
-            return {**data, "epochs": 1}
+    def _null_epochs_are_the_default(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("epochs") is None:
+            return {key: value for key, value in data.items() if key != "epochs"}
         return data
 
     @model_validator(mode="after")

@@ -87,4 +87,4 @@ def test_a_difference_reads_as_one_line_for_each_key() -> None:
 
 def test_steps_for_epochs_needs_a_word() -> None:
     found = changes(changed(), changed(train={"steps": 1000}))
-    assert [change.key for change in unaccepted(found, [])] == ["train.epochs", "train.steps"]
+    assert [change.key for change in unaccepted(found, [])] == ["train.steps", "train.epochs"]

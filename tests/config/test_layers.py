@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dist_trainer.config.load import Loaded, dump_config, load_config
+from dist_trainer.config.schema import TrainConfig
 from dist_trainer.errors import ConfigError
 
 BASE = """\
@@ -143,3 +144,15 @@ def test_the_dump_names_every_default(load: Any) -> None:
     text = dump_config(load().config)
     for line in ("epochs: 1", "bucket_cap_mb: 25.0", "keep_last: 2", "timeout_s: 120.0", "nodes: 1"):
         assert line in text
+
+
+@pytest.mark.parametrize(
+    ("train", "epochs"),
+    [({}, 1), ({"epochs": None}, 1), ({"steps": 5}, None), ({"steps": 5, "epochs": None}, None)],
+)
+def test_one_epoch_is_the_default_where_steps_are_not_given(
+    train: dict[str, Any], epochs: int | None
+) -> None:
+    config = TrainConfig.model_validate(train)
+    assert config.epochs == epochs
+    assert "epochs" not in config.model_fields_set  # so that settings can be laid over one another
