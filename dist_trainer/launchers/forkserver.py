@@ -93,9 +93,10 @@ def call(
         child.start()
         theirs.close()
         try:
-            while not ours.poll(0.05):
-                if until():
-                    raise InterruptedError
+            while not ours.poll(0.05) and not until():
+                pass
+            if until():
+                raise InterruptedError
             returned, value = ours.recv()
         except EOFError:
             child.join()

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.text import Text
 
 from dist_trainer.run_folder import RunFolder
@@ -154,7 +155,7 @@ def _beginning(record: Mapping[str, Any]) -> str:
 def _bar(console: Console) -> Bar:
     return Bar(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),  # it takes what the words leave
         _Steps(),
         _Parts(),
         console=console,
@@ -176,7 +177,9 @@ class _Parts(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         parts = " ".join(task.fields["position"].parts())
-        return Text(parts.replace(" samples/s", "/s").replace(" left", ""), no_wrap=True)
+        for long, short in ((" samples/s", "/s"), (" left", ""), ("epoch ", "ep ")):
+            parts = parts.replace(long, short)
+        return Text(parts, no_wrap=True)
 
 
 def _short(value: float) -> str:

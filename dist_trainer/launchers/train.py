@@ -7,13 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dist_trainer.adapters.files import replace_file
-from dist_trainer.config.changes import LENGTHS, Change, changes, describe, unaccepted
 from dist_trainer.config.check import check_targets
-from dist_trainer.config.load import Loaded, dump_config, read_config
+from dist_trainer.config.load import Loaded, dump_config
 from dist_trainer.config.schema import Config
-from dist_trainer.errors import FINISHED, STOPPED, UsageError
+from dist_trainer.errors import FINISHED, STOPPED
 from dist_trainer.launchers import forkserver
+from dist_trainer.launchers.existing import existing_run, is_done, move_aside, rewrite_config
 from dist_trainer.launchers.progress import Progress
 from dist_trainer.launchers.results import Ending, show_error, show_json, show_results
 from dist_trainer.launchers.signals import StopRequests
@@ -47,12 +46,12 @@ def train(
         requests = stack.enter_context(StopRequests().listening())
         guess = workers or count_workers(config, gpus_by_driver())
         forkserver.start(forkserver.thread_variables(guess) | config.launch.env)
-        if fresh:
-            _move_aside(folder, console)
-        run = _existing(folder)
+        if fresh and (old := move_aside(folder)):
+            console.print(f"moved the old run to {old}", markup=False, soft_wrap=True)
+        run = existing_run(folder)
         if run is not None:
             stack.enter_context(run.lock())
-            if _is_done(run, loaded, allow_change):
+            if is_done(run, loaded, allow_change):
                 return _show(_finished(run, config, console), console, as_json)
         from dist_trainer.launchers import agent  # imports torch, while the forkserver does
 
@@ -66,7 +65,7 @@ def train(
             run = RunFolder.create(folder, dump_config(config), working_folder=Path.cwd())
             stack.enter_context(run.lock())
         else:
-            _rewrite_config(run, config)
+            rewrite_config(run, config)
         ending = _launch(
             partial(agent.launch, run, config, workers=count, entry=entry), run, config, requests, console
         )
@@ -120,61 +119,6 @@ def _finished(run: RunFolder, config: Config, console: Console) -> Ending:
     status = run.read_status()
     console.print(f"run {config.name} is finished; --fresh trains it again, a longer train.epochs goes on")
     return Ending(run, config, "finished", FINISHED, status.step, status.results)
-
-
-def _move_aside(folder: Path, console: Console) -> None:
-    if not folder.exists():
-        return
-    number = 1
-    while (old := folder.with_name(f"{folder.name}-old-{number}")).exists():
-        number += 1
-    with ExitStack() as stack:
-        if (run := _existing(folder)) is not None:
-            stack.enter_context(run.lock())  # nobody trains it
-        folder.rename(old)
-    console.print(f"moved the old run to {old}")
-
-
-def _existing(folder: Path) -> RunFolder | None:
-    return RunFolder.open(folder) if (folder / "run.json").exists() else None
-
-
-def _is_done(run: RunFolder, loaded: Loaded, allow_change: Sequence[str]) -> bool:
-    """Whether nothing is left to train; UsageError where the configuration may not be what it now is."""
-    old = read_config(run.config_path)
-    found = changes(old, loaded.config)
-    refused = unaccepted(found, allow_change)
-    if refused and _has_saved(run, old):
-        raise UsageError(_refusal(run, refused))
-    lengthened = any(change.harmless and change.key in LENGTHS for change in found)
-    return run.read_status().state == "finished" and not lengthened
-
-
-def _has_saved(run: RunFolder, config: Config) -> bool:
-    """Whether there is something that a changed configuration could spoil."""
-    if config.checkpoint.folder is None:
-        return any(run.checkpoints.glob("*/COMMIT.json"))
-    return any(line["event"] == "end" and line.get("last_step") for line in run.attempts())
-
-
-def _refusal(run: RunFolder, refused: Sequence[Change]) -> str:
-    accept = " ".join(f"--allow-change {change.key}" for change in refused)
-    return (
-        f"run {run.path.name} was begun with another configuration:\n{describe(refused)}\n"
-        f"to go on with the change: {accept}; to train anew: --fresh, or another name"
-    )
-
-
-def _rewrite_config(run: RunFolder, config: Config) -> None:
-    """config.yaml as it now is; the one before stays as config-<n>.yaml."""
-    new, old = dump_config(config).encode(), run.config_path.read_bytes()
-    if new == old:
-        return
-    number = 1
-    while (kept := run.path / f"config-{number}.yaml").exists():
-        number += 1
-    replace_file(kept, old)
-    replace_file(run.config_path, new)
 
 
 def _check_targets(loaded: Loaded, run: RunFolder | None, requests: StopRequests) -> None:

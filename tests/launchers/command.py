@@ -1,6 +1,7 @@
 """`python command.py RUN ENTRY WORKERS [key=value of launch...]`: launch() as a command of its own."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,12 +25,17 @@ def main() -> int:
         }
     )
     forkserver.start(forkserver.thread_variables(int(workers)))
-    from dist_trainer.launchers.agent import launch
+    from dist_trainer.launchers.agent import Nodes, launch
 
+    nodes = Nodes()
+    if place := os.environ.get("NODE"):
+        rank, endpoint = place.split()
+        nodes = Nodes(2, int(rank), endpoint, "127.0.0.1")
     outcome = launch(
         run,
         config,
         workers=int(workers),
+        nodes=nodes,
         entry=f"tests.launchers.entries:{entry}",
         report=lambda text: print(text, flush=True),
     )

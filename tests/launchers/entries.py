@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dist_trainer.adapters import distributed
 from dist_trainer.errors import ConfigError
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.heartbeat import Heartbeat
+from dist_trainer.tracking.journal import Journal
 
 
 class Rank:
@@ -115,7 +115,32 @@ def user_module(run_folder: str) -> None:
     Rank(run_folder).note("found", users_own_module.VALUE)
 
 
-def without_torch_distributed_leave(run_folder: str) -> None:
-    """A rank that ends while a thread of its own still runs."""
-    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-    Path(run_folder, "ended").touch()
+def train_a_little(run_folder: str) -> None:
+    """What the trainer writes: start, metrics, an evaluation, a checkpoint's marker, results, status."""
+    rank = Rank(run_folder)
+    folder = Path(run_folder)
+    last = 4 if "  epochs: 1\n" in (folder / "config.yaml").read_text() else 8
+    first = rank.run.read_status().step or 0
+    with Journal(rank.run.journal_path(rank.rank), attempt=rank.attempt, rank=rank.rank) as journal:
+        if rank.rank == 0:
+            journal.event(
+                "started", first_step=first, total_steps=last, steps_per_epoch=4, world_size=2, device="cpu"
+            )
+            commit = folder / "checkpoints" / f"step-{rank.attempt}" / "COMMIT.json"
+            commit.parent.mkdir(exist_ok=True)
+            commit.write_text("{}")
+        for number in range(first, last):
+            stop = rank.step(number)
+            if rank.rank == 0:
+                journal.metrics(number, {"train/loss": 1 / (number + 1), "epoch": number / 4})
+            if stop:
+                break
+            time.sleep(2 if "slow" in run_folder else 0)
+        if rank.rank == 0:
+            journal.metrics(last, {"val/accuracy": 0.9})
+            state, results = (
+                ("stopped", {}) if stop else ("finished", {"test/accuracy": 0.9375, "val/accuracy": 0.9})
+            )
+            rank.run.write_status(Status(state, "", number if stop else last, results=results))
+    rank.note("pid", os.getpid())
+    rank.group.leave()

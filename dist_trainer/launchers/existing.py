@@ -1,0 +1,69 @@
+"""May a run that is there already go on: its configuration, and the folders kept when it may not."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from dist_trainer.adapters.files import replace_file
+from dist_trainer.config.changes import LENGTHS, Change, changes, describe, unaccepted
+from dist_trainer.config.load import Loaded, dump_config, read_config
+from dist_trainer.config.schema import Config
+from dist_trainer.errors import UsageError
+from dist_trainer.run_folder import RunFolder
+
+
+def existing_run(folder: Path) -> RunFolder | None:
+    """The run in the folder, if one is there."""
+    return RunFolder.open(folder) if (folder / "run.json").exists() else None
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Give the folder the next free name `<name>-old-<n>` beside it; UsageError while somebody trains it."""
+    if not folder.exists():
+        return None
+    number = 1
+    while (old := folder.with_name(f"{folder.name}-old-{number}")).exists():
+        number += 1
+    with ExitStack() as stack:
+        if (run := existing_run(folder)) is not None:
+            stack.enter_context(run.lock())
+        folder.rename(old)
+    return old
+
+
+def is_done(run: RunFolder, loaded: Loaded, allow_change: Sequence[str]) -> bool:
+    """Whether nothing is left to train; UsageError where the configuration may not be what it now is."""
+    old = read_config(run.config_path)
+    found = changes(old, loaded.config)
+    refused = unaccepted(found, allow_change)
+    if refused and _has_saved(run, old):
+        raise UsageError(_refusal(run, refused))
+    lengthened = any(change.harmless and change.key in LENGTHS for change in found)
+    return run.read_status().state == "finished" and not lengthened
+
+
+def _has_saved(run: RunFolder, config: Config) -> bool:
+    """Whether there is something that a changed configuration could spoil."""
+    if config.checkpoint.folder is None:
+        return any(run.checkpoints.glob("*/COMMIT.json"))
+    return any(line["event"] == "end" and line.get("last_step") for line in run.attempts())
+
+
+def _refusal(run: RunFolder, refused: Sequence[Change]) -> str:
+    accept = " ".join(f"--allow-change {change.key}" for change in refused)
+    return (
+        f"run {run.path.name} was begun with another configuration:\n{describe(refused)}\n"
+        f"to go on with the change: {accept}; to train anew: --fresh, or another name"
+    )
+
+
+def rewrite_config(run: RunFolder, config: Config) -> None:
+    """config.yaml as it now is; the one before stays as config-<n>.yaml."""
+    new, old = dump_config(config).encode(), run.config_path.read_bytes()
+    if new == old:
+        return
+    number = 1
+    while (kept := run.path / f"config-{number}.yaml").exists():
+        number += 1
+    replace_file(kept, old)
+    replace_file(run.config_path, new)

@@ -1,0 +1,112 @@
+"""Which run may go on with which configuration."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_trainer.config.load import Loaded, dump_config, load_config
+from dist_trainer.errors import UsageError
+from dist_trainer.launchers.existing import existing_run, is_done, move_aside, rewrite_config
+from dist_trainer.run_folder import RunFolder, Status
+
+CONFIG = """
+name: small
+model: {target: torch.nn.Linear, in_features: 2, out_features: 1}
+data: {train: {target: torch.utils.data.TensorDataset}}
+loss: {target: torch.nn.MSELoss}
+optimizer: {target: torch.optim.SGD, lr: 0.1}
+train: {epochs: 1}
+"""
+Load = Callable[..., Loaded]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """The configuration with overrides."""
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return lambda *overrides: load_config([path], overrides)
+
+
+@pytest.fixture
+def trained(load: Load, tmp_path: Path) -> RunFolder:
+    """A finished run with a checkpoint."""
+    run = RunFolder.create(tmp_path / "runs" / "small", dump_config(load().config), working_folder=tmp_path)
+    (run.checkpoints / "step-4").mkdir()
+    (run.checkpoints / "step-4" / "COMMIT.json").touch()
+    run.write_status(Status("finished", step=4))
+    return run
+
+
+def test_a_finished_run_is_done(trained: RunFolder, load: Load) -> None:
+    assert is_done(trained, load(), [])
+
+
+@pytest.mark.parametrize("state", ["new", "running", "stopped", "failed", "do-not-requeue"])
+def test_a_run_in_any_other_state_goes_on(trained: RunFolder, load: Load, state: str) -> None:
+    trained.write_status(Status(state))  # type: ignore[arg-type]
+    assert not is_done(trained, load(), [])
+
+
+def test_a_finished_run_with_more_epochs_goes_on(trained: RunFolder, load: Load) -> None:
+    assert not is_done(trained, load("train.epochs=2"), [])
+    assert is_done(trained, load("launch.max_restarts=9"), [])
+
+
+def test_a_changed_configuration_is_refused_with_the_difference_and_the_remedy(
+    trained: RunFolder, load: Load
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        is_done(trained, load("optimizer.lr=0.2", "seed=1", "train.epochs=2"), ["seed"])
+    assert str(refused.value) == (
+        "run small was begun with another configuration:\n  optimizer.lr: 0.1 -> 0.2\n"
+        "to go on with the change: --allow-change optimizer.lr; to train anew: --fresh, or another name"
+    )
+    assert not is_done(trained, load("optimizer.lr=0.2", "seed=1", "train.epochs=2"), ["seed", "optimizer"])
+
+
+def test_a_run_that_saved_nothing_takes_any_configuration(trained: RunFolder, load: Load) -> None:
+    (trained.checkpoints / "step-4" / "COMMIT.json").unlink()
+    trained.write_status(Status("failed"))
+    assert not is_done(trained, load("optimizer.lr=0.2"), [])
+
+
+def test_a_run_with_remote_checkpoints_saved_something_if_an_attempt_took_steps(
+    load: Load, tmp_path: Path
+) -> None:
+    far = "checkpoint.folder=s3://bucket/somewhere"
+    config = dump_config(load(far).config)
+    run = RunFolder.create(tmp_path / "runs" / "small", config, working_folder=tmp_path)
+    assert not is_done(run, load(far, "seed=1"), [])
+    run.record({"event": "end", "attempt": 1, "last_step": 7})
+    with pytest.raises(UsageError, match="seed: 0 -> 1"):
+        is_done(run, load(far, "seed=1"), [])
+
+
+def test_each_configuration_a_run_had_is_kept(trained: RunFolder, load: Load) -> None:
+    first = trained.config_path.read_bytes()
+    rewrite_config(trained, load().config)
+    assert not (trained.path / "config-1.yaml").exists()
+    for epochs in (2, 3):
+        rewrite_config(trained, load(f"train.epochs={epochs}").config)
+    assert (trained.path / "config-1.yaml").read_bytes() == first
+    assert b"epochs: 2" in (trained.path / "config-2.yaml").read_bytes()
+    assert b"epochs: 3" in trained.config_path.read_bytes()
+
+
+def test_a_run_moved_aside_is_whole_and_nothing_is_overwritten(trained: RunFolder) -> None:
+    folder = trained.path
+    (folder / "mine").touch()
+    assert move_aside(folder) == folder.with_name("small-old-1")
+    assert (folder.with_name("small-old-1") / "mine").exists()
+    assert existing_run(folder) is None
+    assert move_aside(folder) is None
+    folder.mkdir()
+    assert move_aside(folder) == folder.with_name("small-old-2")
+
+
+def test_a_run_that_is_being_trained_is_not_moved(trained: RunFolder) -> None:
+    with trained.lock(), pytest.raises(UsageError, match="is being trained by pid"):
+        move_aside(trained.path)
+    assert trained.config_path.exists()

@@ -1,0 +1,44 @@
+"""Several nodes: two agents on one host, by plain torchrun and by our own launch."""
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from dist_trainer.run_folder import RunFolder
+from tests.launchers.processes import Command
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_two_plain_torchrun_agents_run_the_worker(command: Callable[..., Command], run: RunFolder) -> None:
+    port = free_port()
+    arguments = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    arguments += [f"--rdzv-endpoint=127.0.0.1:{port}", "-m", "tests.launchers.plain_worker", str(run.path)]
+    agents = [command(*arguments) for _ in range(2)]
+    for agent in agents:
+        assert agent.finish(60) == 0, agent.stderr
+    assert [(run.path / f"rank-{rank}-of-2").read_text() for rank in range(2)] == ["1 5", "1 5"]
+    assert run.highest_fence() == 1
+
+
+def test_two_agents_of_ours_meet_restart_together_and_take_one_fence_a_start(
+    launch: Callable[..., Command], run: RunFolder
+) -> None:
+    port = free_port()
+    agents = [
+        launch("killed_three_times", 1, "max_restarts=4", environment={"NODE": f"{rank} 127.0.0.1:{port}"})
+        for rank in range(2)
+    ]
+    for agent in agents:
+        assert agent.finish(60) == 0, agent.stdout + agent.stderr
+    assert run.highest_fence() == 5
+    ends = [line for line in run.attempts() if line["event"] == "end"]
+    assert [line["attempt"] for line in ends] == [1, 2, 3, 4, 5]
