@@ -1,5 +1,6 @@
 """A real S3 endpoint over HTTP (moto's server), and a proxy before it that loses requests and replies on purpose."""
 
+import asyncio
 import http.client
 import logging
 import secrets
@@ -18,7 +19,7 @@ import pytest
 from dist_trainer.adapters.storage import Storage
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
     moto_server = pytest.importorskip("moto.server")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
@@ -27,15 +28,15 @@ def s3_endpoint() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
-    stop_fsspec_thread()
 
 
-def stop_fsspec_thread() -> None:
-    """End the event loop that fsspec keeps for the life of a process."""
+def stop_fsspec_threads() -> None:
+    """End the event loop that fsspec keeps for the life of a process, and the threads it looks up hosts on."""
     from fsspec import asyn
 
     loop, thread = asyn.loop[0], asyn.iothread[0]
     if loop is not None and thread is not None:
+        asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result(timeout=10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=10)
         loop.close()
@@ -57,7 +58,7 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def open_storage() -> Iterator[Callable[..., Storage]]:
-    """`Storage(...)`, closed when the test ends."""
+    """`Storage(...)`, closed with its threads when the test ends."""
     opened: list[Storage] = []
 
     def open_one(url: object, **options: object) -> Storage:
@@ -67,6 +68,7 @@ def open_storage() -> Iterator[Callable[..., Storage]]:
     yield open_one
     for storage in opened:
         storage.close()
+    stop_fsspec_threads()
 
 
 class FaultyProxy(ThreadingHTTPServer):

@@ -15,6 +15,7 @@ BLOCK = 8 << 20
 _SMALL = (
     64 << 10
 )  # buffers below this are gathered: a call for each of a thousand scalars is slower than a copy
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # such a file system has no folder entries of its own to sync
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -138,6 +139,9 @@ class LocalFolder:
         descriptor = os.open(self.root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
         finally:
             os.close(descriptor)
 

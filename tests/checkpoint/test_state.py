@@ -141,6 +141,12 @@ class Training:
             self.scheduler.load_state_dict(training["scheduler"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def torch_is_warm() -> None:
+    # the first step of an optimizer imports its compiler, which sets environment variables of its own
+    Training(OPTIMIZERS["SGD"]).run(0, 1)
+
+
 def assert_goes_on_the_same(make: Callable[[], Training]) -> None:
     untouched = make()
     untouched.run(0, 4)
