@@ -10,6 +10,7 @@
       journal/rank-0.jsonl   see tracking/journal.py
       logs/attempt-0003/     rank-0.log, and error-rank-0.json of a rank that failed
       heartbeat/rank-0       see tracking/heartbeat.py
+      mlflow-sync.json       see tracking/sync_state.py; mlflow-sync.lock is held by the process that carries
       checkpoints/           unless checkpoint.folder says otherwise
 
 Files that change are replaced as a whole, and synced, so a reader never sees half of one.

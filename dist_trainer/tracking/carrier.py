@@ -59,10 +59,10 @@ class Carrier:
             self._carry_status(mlflow, end or ("RUNNING" if running else ""))
             self._carry_files(mlflow, end)
             self.failures = 0
-        except Unavailable:
+        except (Unavailable, OSError) as error:  # a full disk under the run folder passes too
             self.failures += 1
             self._mlflow = None
-            raise
+            raise Unavailable(str(error)) from error
 
     def _connected(self) -> "MlflowRun":
         if self._mlflow is None:

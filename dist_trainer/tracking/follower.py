@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _DRAIN_S = 10.0  # how long MLflow may be silent after the end of training
 _POLL_S = 2.0
-_LONGEST_DELAY_S = 30.0
+_LONGEST_DELAY_S = 10.0
 _TIMEOUT_S = 5.0
 _LONGEST_TIMEOUT_S = 60.0
 _TAKEOVER_S = 20.0  # the process of an attempt that was just killed is still draining

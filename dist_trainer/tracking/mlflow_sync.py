@@ -64,10 +64,11 @@ def start(run: RunFolder, *, sample_every_s: float = 10.0) -> "subprocess.Popen[
     # blocked signals stay blocked over exec: none gets through before the process ignores them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
     try:
-        with log.open("ab") as output:
-            return subprocess.Popen(
-                _command(*arguments), stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+        with log.open(
+            "ab"
+        ) as output:  # standard output: mlflow prints the tracking URL there, secrets and all
+            null = subprocess.DEVNULL
+            return subprocess.Popen(_command(*arguments), stdin=null, stdout=null, stderr=output)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -1,8 +1,8 @@
-"""One MLflow server for the tests that leave it alone, one for those that kill or freeze it."""
+"""One MLflow server for all tests, and one that a test may kill."""
 
 import os
-import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,22 +16,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def fragile_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Not started yet."""
-    server = Server(tmp_path_factory.mktemp("fragile-server"))
+@pytest.fixture
+def fragile_server(tmp_path: Path) -> Iterator[Server]:
+    """Not started yet, and the test's own to start and kill."""
+    server = Server(tmp_path / "fragile-server")
     yield server
     server.stop()
-
-
-@pytest.fixture
-def fragile(fragile_server: Server) -> Iterator[Server]:
-    """Up; whatever is done to it is undone for the next test."""
-    if not fragile_server.is_running:
-        fragile_server.start()
-    yield fragile_server
-    if fragile_server.is_running:
-        fragile_server.signal(signal.SIGCONT)
 
 
 @pytest.fixture(autouse=True)

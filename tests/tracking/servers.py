@@ -42,10 +42,6 @@ class Server:
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None
-
     def start(self) -> "Server":
         arguments = f"server --host 127.0.0.1 --port {self.port} --workers 1".split()
         store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
@@ -112,6 +108,7 @@ class Stored:
     """The run as MLflow has it."""
 
     def __init__(self, run: RunFolder, uri: str) -> None:
+        self._uri = uri
         self._client = MlflowClient(tracking_uri=uri)
         tag = f"tags.`dist_trainer.run_id` = '{run.info().run_id}'"
         experiments = [item.experiment_id for item in self._client.search_experiments()]
@@ -127,7 +124,11 @@ class Stored:
 
     def files(self, folder: str | None = None) -> dict[str, int]:
         found = self._client.list_artifacts(self.run.info.run_id, folder)
-        return {item.path: item.file_size for item in found if not item.is_dir}
+        return {item.path: item.file_size for item in found if item.file_size is not None}
 
     def text(self, path: str) -> str:
-        return Path(self._client.download_artifacts(self.run.info.run_id, path)).read_text()
+        # not through mlflow, whose threads for downloads stay
+        query = f"run_uuid={self.run.info.run_id}&path={path}"
+        with urllib.request.urlopen(f"{self._uri}/get-artifact?{query}") as answer:
+            content: bytes = answer.read()
+        return content.decode()

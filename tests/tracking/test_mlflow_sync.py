@@ -1,22 +1,26 @@
 """A run and its page in MLflow, against real stores: the same points whatever happens on the way."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
 
+from dist_trainer.adapters.file_lock import hold
 from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking import follower
-from dist_trainer.tracking.follower import carry_once
+from dist_trainer.tracking.follower import carry_once, follow
 from dist_trainer.tracking.mlflow_sync import _connect, page_command, start, sync
+from dist_trainer.tracking.run_end import RunEnd
 from dist_trainer.tracking.sync_state import SyncState
 from tests.tracking.servers import CONFIG, Server, Stored, finish, make_run, train, wait_until
 
@@ -222,11 +226,29 @@ def test_runs_that_start_at_once_on_a_new_sqlite_file_create_it_once(tmp_path: P
 
 
 def test_a_second_process_on_one_run_leaves_at_once(run: RunFolder) -> None:
-    with follower.hold(run.path / "mlflow-sync.lock", held=lambda owner: AssertionError()):
+    with hold(run.path / "mlflow-sync.lock", held=lambda owner: AssertionError()):
         began = time.monotonic()
         problem, sent = carry_once(run, connect=_connect)
     assert (problem, sent) == ("another process is carrying this run and goes on by itself", 0)
     assert time.monotonic() - began < 1
+
+
+def test_a_process_waits_for_one_of_a_killed_attempt_that_still_drains(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sqlite:///mlflow.db")
+    run.write_status(Status("running"))
+    end = RunEnd(run, parent=os.getppid(), stale_s=None)
+    process = threading.Thread(
+        target=follow, args=(run, end), kwargs={"connect": _connect, "sample_every_s": 1.0}
+    )
+    with hold(run.path / "mlflow-sync.lock", held=lambda owner: AssertionError()):
+        process.start()
+        train(run, 0, 5)
+        time.sleep(1.5)
+        assert process.is_alive()
+    wait_until(lambda: SyncState.load(run).offsets.get("rank-0.jsonl"), 40)
+    finish(run)
+    process.join()
+    assert Stored(run, f"sqlite:///{tmp_path}/mlflow.db").points("train/loss") == LOSSES[:5]
 
 
 PARENT = """
@@ -264,6 +286,10 @@ def test_the_signals_that_stop_training_do_not_reach_it(run: RunFolder, server: 
     assert Stored(run, server.uri).points("train/loss") == LOSSES[:3]
 
 
+def _has_moved(run: RunFolder, offsets: dict[str, int]) -> bool:
+    return SyncState.load(run).offsets != offsets
+
+
 @pytest.mark.timeout(120)
 def test_a_process_killed_in_mid_run_is_followed_by_one_that_goes_on(run: RunFolder, server: Server) -> None:
     run.write_status(Status("running"))
@@ -272,7 +298,7 @@ def test_a_process_killed_in_mid_run_is_followed_by_one_that_goes_on(run: RunFol
     for _ in range(2):
         process, before = start(run), SyncState.load(run).offsets
         assert process is not None
-        wait_until(lambda before=before: SyncState.load(run).offsets != before, 40)
+        wait_until(partial(_has_moved, run, before), 40)
         process.kill()
         process.wait()
     last = start(run)
@@ -312,25 +338,30 @@ def test_a_server_that_comes_late_freezes_and_is_killed_costs_no_point(
     assert stored.status == "FINISHED"
 
 
+@pytest.fixture
+def frozen_in_the_end(server: Server) -> Iterator[Server]:
+    yield server
+    server.signal(signal.SIGCONT)
+
+
 @pytest.mark.timeout(120)
 def test_a_server_that_is_frozen_at_the_end_is_left_within_ten_seconds(
-    fragile: Server, tmp_path: Path
+    run: RunFolder, frozen_in_the_end: Server
 ) -> None:
-    run = make_run(tmp_path, fragile.uri)
     run.write_status(Status("running"))
     process = start(run)
     assert process is not None
     train(run, 0, 5)
     wait_until(lambda: SyncState.load(run).artifacts.get("code.json"), 40)
-    fragile.signal(signal.SIGSTOP)
+    frozen_in_the_end.signal(signal.SIGSTOP)
     train(run, 5, 10)
     finish(run)
     began = time.monotonic()
     process.wait(20)
     assert time.monotonic() - began < 10.5
-    fragile.signal(signal.SIGCONT)
+    frozen_in_the_end.signal(signal.SIGCONT)
     carry(run)
-    stored = Stored(run, fragile.uri)
+    stored = Stored(run, frozen_in_the_end.uri)
     assert (stored.status, stored.points("train/loss")) == ("FINISHED", LOSSES[:10])
 
 

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, _validate_metric_name, _validate_param_name
+from mlflow.utils.validation import (
+    MAX_PARAM_VAL_LENGTH,
+    path_not_unique,
+    validate_param_and_metric_name,
+)
 
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.parameters import mlflow_name, parameters, redact_yaml
@@ -58,8 +62,8 @@ def test_a_long_value_is_cut_and_says_so() -> None:
 )
 def test_any_key_becomes_a_name_that_mlflow_takes_and_no_other_key_has(key: str) -> None:
     name = mlflow_name(key)
-    _validate_metric_name(name)
-    _validate_param_name(name)
+    assert validate_param_and_metric_name(name)
+    assert not path_not_unique(name)
     assert len(name) <= 250
     assert mlflow_name(key + "@") != name
 
