@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tracking.servers import Server
+from dist_trainer.run_folder import RunFolder
+from tests.tracking.servers import Server, make_run
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,11 @@ def fragile_server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path / "fragile-server")
     yield server
     server.stop()
+
+
+@pytest.fixture
+def run(server: Server, tmp_path: Path) -> RunFolder:
+    return make_run(tmp_path, server.uri)
 
 
 @pytest.fixture(autouse=True)
