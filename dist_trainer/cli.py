@@ -129,10 +129,9 @@ def sync(run: Run, runs: Runs = RUNS, as_json: Json = False) -> None:
         _print_json(vars(report))
     else:
         print(f"{report.sent} metric points sent, {report.left} left; see {report.url}")
-    problem = getattr(report, "problem", "")
-    if problem:
-        print(problem, file=sys.stderr)
-    _exit_with(1 if report.left else 0)
+    if report.problem:
+        print(report.problem, file=sys.stderr)
+    _exit_with(1 if report.left or report.problem else 0)
 
 
 @config_app.command("show")
