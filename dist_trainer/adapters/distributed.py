@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +23,7 @@ from dist_trainer.errors import ConfigError, DistTrainerError
 FENCE_VARIABLE = "DIST_TRAINER_FENCE"
 # torch runs the buckets' first all-reduce only when PowerSGD has seen this many plain steps
 POWERSGD_START = 10
+LAST_WORD_S = 10.0  # how long a failing rank 0 stays to tell the others why
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ def choose_device(wanted: str, place: Place) -> torch.device:
     return torch.device("cuda", place.local_rank)
 
 
+def be_deterministic() -> None:
+    """Deterministic algorithms alone, from here on in this process; an operation that has none raises."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses on CUDA
+    torch.use_deterministic_algorithms(True)
+
+
 class Group:
     """The ranks of one attempt, with a gloo side group for the few integers that ranks agree on."""
 
@@ -85,14 +94,16 @@ class Group:
     def from_rank_zero(self, produce: Callable[[], Any]) -> Any:
         """What `produce` returns on rank 0, as JSON, on every rank; its error too. Collective."""
         reply: dict[str, Any] = {}
-        error: BaseException | None = None
+        text = ""
+        error: Exception | None = None
         if self.is_rank_zero:
             try:
                 reply["value"] = produce()
+                text = json.dumps(reply)
             except Exception as problem:  # rank 0's own traceback is raised again below
                 error = problem
-                reply["error"] = f"{type(problem).__name__}: {problem}"
-        text = self._broadcast_text(json.dumps(reply) if self.is_rank_zero else "")
+                text = json.dumps({"error": f"{type(problem).__name__}: {problem}"})
+        text = self._broadcast_text(text)
         if error is not None:
             raise error
         reply = json.loads(text)
@@ -140,7 +151,10 @@ class Group:
         """Overwrite the tensors with rank 0's. Collective."""
         if self.world_size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                whole = tensor.contiguous()
+                dist.broadcast(whole, src=0)
+                if whole is not tensor:
+                    tensor.copy_(whole)
 
     def barrier(self) -> None:
         """Wait for every rank, over gloo. Collective."""
@@ -160,16 +174,13 @@ class PendingGather:
     """A gather under way; its tensors are kept until it is done."""
 
     table: Tensor
-    rows: list[Tensor]
+    rows: list[Tensor]  # of the table
     row: Tensor
     work: Any
 
     def wait(self) -> Tensor:
         """The (world size, row) table."""
         self.work.wait()
-        for index, row in enumerate(self.rows):
-            if row.data_ptr() != self.table[index].data_ptr():
-                self.table[index] = row
         return self.table
 
 
@@ -184,7 +195,7 @@ def join(wanted_device: str, *, timeout_s: float, take_fence: Callable[[], int] 
     device = choose_device(wanted_device, place)
     timeout = timedelta(seconds=2 * timeout_s)
     store = _open_store(place, timeout)
-    fence = _agree_on_fence(place, store, take_fence)
+    fence = _agree_on_fence(place, store, take_fence, timeout)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore(f"fence-{fence}", store),
@@ -205,13 +216,54 @@ def _open_store(place: Place, timeout: timedelta) -> Any:
     return store
 
 
-def _agree_on_fence(place: Place, store: Any, take_fence: Callable[[], int] | None) -> int:
+def _agree_on_fence(
+    place: Place, store: Any, take_fence: Callable[[], int] | None, timeout: timedelta
+) -> int:
     if place.fence is not None or take_fence is None:
         return place.fence or 0
-    key = f"fence-of-start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    if place.rank == 0:
-        store.set(key, str(take_fence()))
-    return int(store.get(key))
+    if place.rank > 0:
+        return _ask_for_fence(place, store)
+    reply: dict[str, Any] = {"token": secrets.token_hex(8)}
+    try:
+        reply["fence"] = take_fence()
+    except Exception as error:
+        reply["error"] = f"{type(error).__name__}: {error}"
+        _answer(place, store, reply, timeout_s=LAST_WORD_S)
+        raise
+    _answer(place, store, reply, timeout_s=timeout.total_seconds())
+    return int(reply["fence"])
+
+
+def _ask_for_fence(place: Place, store: Any) -> int:
+    """Rank 0's answer to a question of this very start.
+
+    The store may be that of an earlier start, and torchrun's restart count differs between nodes, so what is
+    in the store under a known key can be a dead group's.
+    """
+    question = secrets.token_hex(8)
+    store.set(f"fence-question-{place.rank}", question)
+    reply = json.loads(store.get(f"fence-answer-{question}"))
+    store.set(f"fence-heard-{reply['token']}-{place.rank}", "")
+    if "error" in reply:
+        raise PeerFailed(f"rank 0 failed: {reply['error']}")
+    return int(reply["fence"])
+
+
+def _answer(place: Place, store: Any, reply: Mapping[str, Any], *, timeout_s: float) -> None:
+    """Answer every question until each rank has heard; those of dead ranks are answered too, to no effect."""
+    waiting = set(range(1, place.world_size))
+    deadline = time.monotonic() + timeout_s
+    while waiting and time.monotonic() < deadline:
+        for rank in sorted(waiting):
+            if store.check([f"fence-heard-{reply['token']}-{rank}"]):
+                waiting.discard(rank)
+            elif store.check([f"fence-question-{rank}"]):
+                question = store.get(f"fence-question-{rank}").decode()
+                store.set(f"fence-answer-{question}", json.dumps(reply))
+        if waiting:
+            time.sleep(0.01)
+    if waiting and "error" not in reply:
+        raise DistTrainerError(f"ranks {sorted(waiting)} did not join within {timeout_s:g} s")
 
 
 def wrap(module: nn.Module, config: DdpConfig, group: Group) -> DistributedDataParallel:

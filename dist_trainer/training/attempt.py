@@ -37,7 +37,8 @@ class Attempt:
         return self.group.is_rank_zero
 
     def record_start(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
-        """Write that the attempt trains now, and what is ahead of it; on rank 0."""
+        """Write on rank 0 that the attempt trains now, and what is ahead of it. Collective."""
+        names = self.group.gather_bytes(socket.gethostname().encode())
         if not self.is_rank_zero:
             return
         world_size = self.group.world_size
@@ -46,7 +47,7 @@ class Attempt:
             "event": "start",
             "attempt": self.number,
             "time": time.time(),
-            "nodes": [socket.gethostname()],
+            "nodes": sorted({name.decode() for name in names}),
         }
         self.run.record({**line, **started})
         self.run.write_status(Status("running", step=first_step))
@@ -93,5 +94,10 @@ def begin(open_run: Callable[[], RunFolder], launch: LaunchConfig, signals: Sign
         )
         heartbeat = Heartbeat(run.heartbeat_path(group.rank), rank=group.rank, attempt=group.fence)
         stack.callback(heartbeat.close)
-        yield Attempt(run, group, journal, heartbeat, signals, has_agent)
+        try:
+            yield Attempt(run, group, journal, heartbeat, signals, has_agent)
+        except BaseException:
+            if group.world_size == 1:  # nobody to wait for, and this process may try again
+                group.leave()
+            raise
         group.leave()

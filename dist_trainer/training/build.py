@@ -1,21 +1,20 @@
 """Puts together what a rank trains with: model, optimizers, schedules, loaders."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_trainer.adapters.distributed import Group
+from dist_trainer.adapters.distributed import Group, be_deterministic
 from dist_trainer.config.schema import Settings
-from dist_trainer.training.checks import check_combination, check_single_rows
+from dist_trainer.training.checks import check_model, check_optimizers, check_single_rows, check_watched
 from dist_trainer.training.early_stopping import EarlyStopping
-from dist_trainer.training.loader import EvalLoader, TrainLoader
+from dist_trainer.training.loader import Batch, EvalLoader, TrainLoader
 from dist_trainer.training.metrics import Metric
-from dist_trainer.training.optimizer import Schedule, freeze, set_train_mode
+from dist_trainer.training.optimizer import Schedule, check_built_schedule, freeze, set_train_mode
 from dist_trainer.training.sampler import ResumableSampler
 from dist_trainer.training.step import TrainStep
 from dist_trainer.training.task import Task
@@ -60,6 +59,12 @@ class Parts:
     eval_loaders: dict[str, EvalLoader]  # by split: val, test
     total_steps: int
 
+    def start_loaders(self, first: int) -> Iterator[list[Batch]]:
+        """The batches from a step on; forks the loaders' processes, so call it before threads are started."""
+        if "val" in self.eval_loaders:
+            self.eval_loaders["val"].start()
+        return self.loader.steps(first, self.total_steps)
+
     def close(self) -> None:
         """End the loaders' processes."""
         self.loader.close()
@@ -69,17 +74,23 @@ class Parts:
 
 def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
     """Everything for one rank; raises ConfigError for what does not fit together. Collective."""
-    torch.use_deterministic_algorithms(settings.train.deterministic)
+    if settings.train.deterministic:
+        be_deterministic()
+    _check_watched(given, settings)
     freeze(given.model, settings.train.freeze)
+    check_model(given.model, given.task, settings, group.device)
     model = given.model
     if settings.ddp.sync_batchnorm and group.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     model.to(group.device)
+    for held in vars(given.task).values():  # a loss with class weights, a teacher
+        if isinstance(held, nn.Module):
+            held.to(group.device)
     make = given.optimizer
     optimizers = given.task.optimizers(
         model, lambda module: make if isinstance(make, Optimizer) else make(module)
     )
-    check_combination(model, settings, group, len(optimizers))
+    check_optimizers(model, optimizers, settings)
     sampler, loader, eval_loaders = _loaders(given, settings, group)
     set_train_mode(model)
     check_single_rows(model, given.task, loader, settings, group)
@@ -95,7 +106,7 @@ def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
         given.task,
         given.metrics,
         train_step,
-        {name: _schedule(given.scheduler, optimizer, total_steps) for name, optimizer in optimizers.items()},
+        {name: _schedule(given.scheduler, each, settings, total_steps) for name, each in optimizers.items()},
         EarlyStopping(stopping) if stopping else None,
         sampler,
         loader,
@@ -104,15 +115,27 @@ def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
     )
 
 
-def _schedule(plan: Scheduler, optimizer: Optimizer, total_steps: int) -> Schedule:
+def _check_watched(given: Ingredients, settings: Settings) -> None:
+    stopping, best = settings.train.early_stopping, settings.checkpoint.keep_best
+    watched = {
+        "scheduler.metric": given.scheduler.metric,
+        "train.early_stopping.metric": stopping.metric if stopping else None,
+        "checkpoint.keep_best.metric": best.metric if best else None,
+    }
+    check_watched(given.metrics, watched, has_val=given.val is not None)
+
+
+def _schedule(plan: Scheduler, optimizer: Optimizer, settings: Settings, total_steps: int) -> Schedule:
     make = plan.make
-    steps = total_steps - plan.warmup_steps
-    return Schedule(
-        optimizer,
-        (lambda target: make(target, steps)) if make else None,
-        warmup_steps=plan.warmup_steps,
-        metric=plan.metric,
-    )
+    steps = max(1, total_steps - plan.warmup_steps)
+
+    def checked(target: Optimizer) -> LRScheduler:
+        assert make is not None
+        schedule = make(target, steps)
+        check_built_schedule(schedule, epochs=settings.train.epochs, steps=total_steps)
+        return schedule
+
+    return Schedule(optimizer, checked if make else None, warmup_steps=plan.warmup_steps, metric=plan.metric)
 
 
 def _loaders(

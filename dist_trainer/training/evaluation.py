@@ -1,8 +1,9 @@
 """Exact evaluation and prediction: every row once, sums and counts, one reduction at the end."""
 
+import copy
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dist_trainer.adapters.distributed import Group
+from dist_trainer.config.schema import TrainConfig
 from dist_trainer.errors import DataError
 from dist_trainer.training.loader import EvalLoader
 from dist_trainer.training.metrics import Metric
@@ -35,17 +37,34 @@ def evaluate(
     is interrupted still enters the one reduction, so none waits for it; then every rank discards the result.
     """
     group.broadcast(model.buffers())
-    was_training = model.training
-    model.eval()
-    try:
+    with undisturbed(model, task):
+        model.eval()
         head, own = _sums(model, task, metrics, loader, group.device, autocast, interrupted)
-    finally:
-        model.train(was_training)
     total = group.sum_over_ranks(torch.cat([head, *own]))
     head, *sums = torch.split(total, [len(part) for part in (head, *own)])
     if int(head[_COMPLETE]) < group.world_size:
         return None
     return _values(head, dict(zip(metrics, sums, strict=True)), metrics, averaged=task.averaged)
+
+
+def is_due(train: TrainConfig, step: int, total_steps: int, steps_per_epoch: int) -> bool:
+    """Whether an evaluation belongs to this step: as often as configured, and at the end."""
+    every = [train.eval_every_steps, train.eval_every_epochs and train.eval_every_epochs * steps_per_epoch]
+    return step > 0 and (step == total_steps or any(number and step % number == 0 for number in every))
+
+
+@contextmanager
+def undisturbed(model: nn.Module, task: Task) -> Iterator[None]:
+    """After this block each module's mode, and what the task carries, are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    carried = copy.deepcopy(task.state_dict())
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        if carried:
+            task.load_state_dict(carried)
 
 
 @torch.no_grad()
@@ -58,15 +77,16 @@ def _sums(
     autocast: Callable[[], AbstractContextManager[Any]],
     interrupted: Callable[[], bool],
 ) -> tuple[Tensor, list[Tensor]]:
-    head = torch.zeros(4, dtype=torch.float64)
+    head = torch.zeros(4, dtype=torch.float64, device=device)
     parts: dict[str, Tensor] = {}
     for _, batch in loader if len(loader) else [loader.empty()]:
         data = move_to(batch.data, device)
         with autocast():
             output = task.forward(model, data)
             loss, weight = task.loss(output, data)
-        head[_LOSS] += float(loss) if batch.rows else 0.0
-        head[_WEIGHT] += float(weight) if batch.rows else 0.0
+        if batch.rows:
+            head[_LOSS] += loss
+            head[_WEIGHT] += weight
         head[_BAD_ROWS] += len(batch.bad)
         target = task.target(data)
         for name, metric in metrics.items():
@@ -77,12 +97,16 @@ def _sums(
     else:
         head[_COMPLETE] = 1
     # a rank without rows has measured an empty batch, so that the parts' lengths are the same everywhere
-    return head, [parts[name] for name in metrics]
+    return head.cpu(), [parts[name] for name in metrics]
 
 
 def _full_precision(output: Any) -> Any:
-    if isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16):
-        return output.float()
+    if isinstance(output, Tensor):
+        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+    if isinstance(output, Mapping):
+        return {name: _full_precision(value) for name, value in output.items()}
+    if type(output) in (tuple, list):
+        return type(output)(_full_precision(value) for value in output)
     return output
 
 

@@ -4,10 +4,14 @@ A mean of means is wrong when ranks have different numbers of rows, and a mean o
 divides by differs: cross-entropy divides by the targets' class weights, mean squared error by elements.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from dist_trainer.errors import DataError
 
 _PER_TARGET = (nn.CrossEntropyLoss, nn.NLLLoss)
 _PER_ELEMENT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
@@ -22,18 +26,26 @@ class SummedLoss:
 
     def __call__(self, output: Any, target: Any) -> tuple[Tensor, Tensor | float]:
         """The sum and the weight; no rows give a zero that still has a gradient."""
+        if isinstance(self.function, _PER_ELEMENT) and output.shape != target.shape:
+            raise DataError(
+                f"{type(self.function).__name__} compares element by element: the model's output has the shape "
+                f"{tuple(output.shape)} and the target {tuple(target.shape)}; give them the same"
+            )
         if isinstance(self.function, nn.Module) and getattr(self.function, "reduction", None) == "sum":
             return self.function(output, target), self._weight(output, target)
         rows = len(target) if hasattr(target, "__len__") else len(output)
         if rows == 0:
-            return first_tensor(output).sum() * 0.0, 0.0
+            # every output takes part: a head without a gradient would leave DDP waiting
+            return torch.stack([part.sum() for part in tensors(output)]).sum() * 0.0, 0.0
         value = self.function(output, target)
         if value.dim() > 0:
             return value.sum(), float(rows)
         return value * rows, float(rows)
 
     def _weight(self, output: Tensor, target: Tensor) -> Tensor | float:
-        if isinstance(self.function, _PER_TARGET) and not target.is_floating_point():
+        if isinstance(self.function, _PER_TARGET) and target.is_floating_point():
+            return float(target.numel() // target.shape[1]) if len(target) else 0.0  # shares of the classes
+        if isinstance(self.function, _PER_TARGET):
             kept = target != self.function.ignore_index
             if self.function.weight is None:
                 return kept.sum()
@@ -52,16 +64,17 @@ def summed(function: Callable[..., Tensor]) -> SummedLoss:
     """
     reduction = getattr(function, "reduction", None)
     if isinstance(function, (*_PER_TARGET, *_PER_ELEMENT)) and reduction == "mean":
-        function.reduction = "sum"
-        return SummedLoss(function, averaged=True)
+        summing = copy.deepcopy(function)  # the caller's own goes on averaging
+        summing.reduction = "sum"
+        return SummedLoss(summing, averaged=True)
     return SummedLoss(function, averaged=reduction != "sum")
 
 
-def first_tensor(value: Any) -> Tensor:
-    """The first tensor in a nested structure; TypeError where there is none."""
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors of a nested structure."""
     if isinstance(value, Tensor):
-        return value
-    parts = value.values() if isinstance(value, dict) else value
-    for part in parts:
-        return first_tensor(part)
-    raise TypeError(f"no tensor in {type(value).__name__}")
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors(part)

@@ -44,7 +44,7 @@ class Accuracy:
             right = (best == target.unsqueeze(1)).any(dim=1)
         else:
             right = (output > self.threshold).flatten() == (target > 0.5).flatten()
-        return torch.tensor([float(right.sum()), float(right.numel())], dtype=torch.float64)
+        return torch.stack([right.sum(), torch.tensor(right.numel(), device=right.device)]).double()
 
     def compute(self, sums: Tensor) -> float:
         """Right over rows."""
@@ -94,6 +94,8 @@ class FromTorchmetrics:
 
     def measure(self, output: Any, target: Any) -> Tensor:
         """The metric's states after this batch alone, flattened."""
+        if isinstance(output, Tensor):
+            self._metric.to(output.device)
         self._metric.reset()
         if len(target):
             self._metric.update(output, target)
@@ -117,6 +119,8 @@ def as_metrics(metrics: Mapping[str, Any]) -> dict[str, Metric]:
     """The metrics by name; raises ConfigError for an object that is none."""
     result: dict[str, Metric] = {}
     for name, metric in metrics.items():
+        if name in ("loss", "bad_rows"):
+            raise ConfigError(f"metrics.{name}: an evaluation has a value of that name; choose another")
         if isinstance(metric, Metric) and not hasattr(metric, "_reductions"):
             result[name] = metric
         elif hasattr(metric, "_reductions"):

@@ -114,7 +114,9 @@ def check_schedule_unit(name: str, arguments: dict[str, Any], *, epochs: int | N
     for key in ("T_max", "step_size", "milestones", "total_iters", "T_0", "total_steps"):
         value = arguments.get(key)
         last = max(value, default=0) if isinstance(value, (list, tuple)) else value
-        if isinstance(last, int) and 1 <= last <= epochs and last < per_epoch:
+        if not isinstance(last, int) or not 1 <= last <= epochs:
+            continue
+        if key not in ("total_iters", "T_0") or last < per_epoch:  # else some steps of warm-up can be meant
             raise ConfigError(
                 f"scheduler.{key} is {value}, and a scheduler is stepped at every update here: {name} would be "
                 f"through with it after {last} of {steps} steps; {last} epochs are {last * per_epoch} steps"
@@ -125,6 +127,13 @@ def check_schedule_unit(name: str, arguments: dict[str, Any], *, epochs: int | N
             f"scheduler.gamma is {gamma}, and a scheduler is stepped at every update here: after {steps} steps "
             f"the rate would be {gamma**steps:.0e} of the first; per epoch it is {gamma ** (1 / per_epoch):.8g}"
         )
+
+
+def check_built_schedule(schedule: LRScheduler, *, epochs: int | None, steps: int) -> None:
+    """The same for a scheduler that was built in Python."""
+    arguments = {name: getattr(schedule, name, None) for name in ("T_max", "step_size", "gamma")}
+    arguments["milestones"] = list(getattr(schedule, "milestones", ()))
+    check_schedule_unit(type(schedule).__name__, arguments, epochs=epochs, steps=steps)
 
 
 class Schedule:
@@ -143,6 +152,8 @@ class Schedule:
         self._warmup_steps = warmup_steps
         self._updates = 0
         self._scheduler = make(optimizer) if make else None
+        # a first update that fp16's scaler or skip_nonfinite left out is no mistake to warn of
+        optimizer._opt_called = True  # type: ignore[attr-defined]
         self._full = [float(group["lr"]) for group in optimizer.param_groups]
         if isinstance(self._scheduler, ReduceLROnPlateau) != (metric is not None):
             raise ConfigError(

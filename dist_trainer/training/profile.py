@@ -18,7 +18,7 @@ class Profiler:
         self._profile: profile | None = None
 
     def step(self, step: int) -> None:
-        """After each step: start after the one before the first, write after the last."""
+        """Before the first step and after each: start after the one before the first, write after the last."""
         if self._config is None:
             return
         first, last = self._config.steps

@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from dist_trainer.training.attempt import Attempt
-from dist_trainer.training.step import StepResult
+from dist_trainer.training.step import StepResult, TrainStep
 from dist_trainer.training.stop import Agreed
 
 
@@ -51,13 +51,14 @@ class Recorder:
         if agreed.bad_rows and self._attempt.is_rank_zero:
             self._attempt.journal.event("bad_rows", skipped=agreed.bad_rows)
 
-    def step(self, step: int, result: StepResult, optimizer: Optimizer, *, rows: int, epoch: float) -> None:
-        """After a step; `rows` is the global batch."""
+    def step(self, step: int, result: StepResult, train_step: TrainStep, *, rows: int, epoch: float) -> None:
+        """After a step and before its schedule's; `rows` is the global batch."""
         self._rows += rows
         if result.skipped and self._attempt.is_rank_zero:
             self._attempt.journal.event("skipped", step=step, reason="non-finite gradient")
         if step % self._every == 0:
             if self._attempt.is_rank_zero:
+                optimizer = next(iter(train_step.optimizers.values()))
                 self._attempt.journal.metrics(step, self._values(result, optimizer, epoch))
             self._clear()
 

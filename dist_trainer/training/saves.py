@@ -146,7 +146,7 @@ def refuse_standstill(run: RunFolder, step: int) -> None:
     for line in run.attempts():
         if line["event"] == "start":
             starts.append(line["first_step"])
-        elif line.get("exit_code") == NoProgress.exit_code:
+        elif line.get("exit_code") == NoProgress.exit_code or line.get("cause") == "finished":
             starts.clear()
     recent = starts[-RESUMES_WITHOUT_PROGRESS:]
     if step > 0 and recent == [step] * RESUMES_WITHOUT_PROGRESS:

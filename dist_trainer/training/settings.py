@@ -1,5 +1,6 @@
 """A Trainer's settings as given in Python, and the run folder that goes with them."""
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def make_settings(settings: Settings | Mapping[str, Any] | None, words: Mapping[
     if unknown:
         raise ConfigError(f"Trainer has no argument {', '.join(unknown)}; short words are {', '.join(WORDS)}")
     data: dict[str, Any] = settings.model_dump(exclude_unset=True) if isinstance(settings, Settings) else {}
-    dotted = dict(settings) if isinstance(settings, Mapping) else {}
+    dotted = copy.deepcopy(dict(settings)) if isinstance(settings, Mapping) else {}
     for key, value in {**dotted, **{WORDS[word]: value for word, value in words.items()}}.items():
         _put(data, key.split("."), value)
     return _checked(data)
@@ -36,6 +37,8 @@ def make_settings(settings: Settings | Mapping[str, Any] | None, words: Mapping[
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{'.'.join(path)} and {part} are both given; {part} must be a dict for that")
     tree[path[-1]] = value
 
 

@@ -26,6 +26,7 @@ def capture(parts: Parts, saves: Saves, progress: Mapping[str, Any], *, world_si
             "world_size": world_size,
             "optimizers": {name: each.state_dict() for name, each in step.optimizers.items()},
             "schedules": {name: each.state_dict() for name, each in parts.schedules.items()},
+            "skipped_in_a_row": step.skipped_in_a_row,
             "scaler": step.scaler.state_dict() if step.scaler else None,
             "average": step.average.state_dict() if step.average else None,
             "early_stopping": parts.early_stopping.state_dict() if parts.early_stopping else None,
@@ -64,6 +65,7 @@ def restore(
 
 def _restore_optional(parts: Parts, training: Mapping[str, Any]) -> None:
     step = parts.train_step
+    step.skipped_in_a_row = training["skipped_in_a_row"]
     if step.scaler and training["scaler"]:
         step.scaler.load_state_dict(training["scaler"])
     if step.average and training["average"]:

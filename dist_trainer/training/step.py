@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,19 +41,20 @@ class _Measured(nn.Module):
     weight and loss with the gradients: no collective of their own, and one NaN is seen by all.
     """
 
-    def __init__(self, model: nn.Module, task: Task) -> None:
+    def __init__(self, model: nn.Module, task: Task, *, keep_own: bool) -> None:
         super().__init__()
         self.model = model
         self.task = task
         self.totals = nn.Parameter(torch.zeros(2))
-        self.own_totals = torch.zeros(2)
+        self.own: list[Tensor] | None = [] if keep_own else None  # one [weight, loss] a micro-batch
 
     def forward(self, data: Any, phase: str) -> tuple[Tensor, Tensor]:
         total, weight = self.task.training_loss(self.model, data, phase)
         weight = torch.as_tensor(weight, device=total.device)
         numbers = torch.stack([weight.detach().float(), total.detach().float()])
-        self.own_totals = self.own_totals.to(numbers.device) + numbers
-        return total, (self.totals * numbers).sum()
+        if self.own is not None:
+            self.own.append(numbers)
+        return total, torch.dot(self.totals, numbers)
 
 
 class TrainStep:
@@ -81,14 +82,18 @@ class TrainStep:
             ddp = ddp.model_copy(update={"find_unused_parameters": True})
         self._group = group
         self._config = train
-        self._reduce_apart = ddp.compress != "none"
         self._seed = seed
-        self._measured = _Measured(model, task).to(group.device)
+        # compressed gradients would round the totals, so then these travel alone
+        self._measured = _Measured(model, task, keep_own=ddp.compress != "none").to(group.device)
         self._ddp = wrap(self._measured, ddp, group)
+        self._needed = [] if ddp.find_unused_parameters or ddp.static_graph else self._trainable()
         self._check_closures()
         self.scaler = torch.amp.GradScaler(group.device.type) if train.precision == "fp16" else None
         self.average = MovingAverage(model, train.ema_decay) if train.ema_decay else None
-        self._skipped_in_a_row = 0
+        self.skipped_in_a_row = 0
+
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def _check_closures(self) -> None:
         if self._config.precision == "fp16":
@@ -104,16 +109,19 @@ class TrainStep:
 
         Raises NonFiniteError, on every rank at once, where the gradient is not finite.
         """
-        set_train_mode(self.model)
-        result = StepResult(math.nan, math.nan)
+        if not self.model.training:
+            set_train_mode(self.model)
+        result, skipped = StepResult(math.nan, math.nan), False
         for index, phase in enumerate(self.task.phases(step)):
             result = self._run_phase(step, index, phase, batches, global_rows)
-        return result
+            skipped |= result.skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        return replace(result, skipped=skipped)
 
     def _run_phase(
         self, step: int, index: int, phase: str, batches: Sequence[Batch], global_rows: int
     ) -> StepResult:
-        optimizer = self.optimizers[phase]
+        optimizer = self._optimizer_of(phase)
 
         def evaluate() -> StepResult:
             seed_step(self._seed, step, self._group.rank, index)
@@ -122,7 +130,9 @@ class TrainStep:
             return self._finish_gradients(optimizer, global_rows)
 
         result = evaluate()
-        if not self._is_usable(step, result):
+        if not self._is_finite(step, result):
+            if self.scaler is not None:
+                self.scaler.update()
             return StepResult(result.loss, result.grad_norm, skipped=True)
         if needs_closure(optimizer):
             self._step_with_closure(optimizer, evaluate, result)
@@ -132,6 +142,15 @@ class TrainStep:
             optimizer.step()
         self._after_update()
         return result
+
+    def _optimizer_of(self, phase: str) -> Optimizer:
+        try:
+            return self.optimizers[phase]
+        except KeyError:
+            raise ConfigError(
+                f"{type(self.task).__name__}.phases names {phase!r}, and its optimizers are "
+                f"{', '.join(map(repr, self.optimizers))}"
+            ) from None
 
     def replay(self, step: int, batches: Sequence[Batch], *, global_rows: int) -> None:
         """Forward and backward of a step without its update, so that DDP rebuilds its buckets as that step did.
@@ -156,6 +175,7 @@ class TrainStep:
                 if self.scaler is not None:
                     loss = self.scaler.scale(loss)
                 (loss + numbers * self._group.world_size).backward()  # type: ignore[no-untyped-call]
+        self._refuse_unused()
 
     def _forward(self, data: Any, phase: str) -> tuple[Tensor, Tensor]:
         try:
@@ -173,41 +193,51 @@ class TrainStep:
         """The configured precision's context for forward passes, in training and evaluation."""
         return autocast_for(self._config.precision, self._group.device)
 
+    def _refuse_unused(self) -> None:
+        unused = [name for name, parameter in self._needed if parameter.grad is None]
+        if unused:
+            raise ConfigError(
+                f"{', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''} got no gradient, which "
+                "ddp.find_unused_parameters=false does not allow; set ddp.find_unused_parameters=true, "
+                "or train.freeze what is never used"
+            )
+
     def _finish_gradients(self, optimizer: Optimizer, global_rows: int) -> StepResult:
-        weight, loss = self._global_totals()
+        """Scale what backward left to the gradient of the step's loss, and clip it."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
-        if self.scaler is not None:
-            self.scaler.unscale_(optimizer)
-        if self.task.averaged and weight not in (0.0, float(global_rows)):
-            torch._foreach_mul_(gradients, global_rows / weight)
-        norm = _norm(gradients)
+        totals = self._totals()
+        norm_of_all = _norm(gradients) if gradients else totals.new_zeros(1)
+        weight, loss, norm = torch.cat([totals, norm_of_all]).tolist()
+        factor = 1.0
+        if self.task.averaged and weight:
+            factor, loss = global_rows / weight, loss / weight
+        norm *= factor
         limit = self._config.clip_grad_norm
-        if limit is not None and norm > limit and math.isfinite(norm):
-            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
-        return StepResult(loss / weight if self.task.averaged and weight else loss, norm)
+        if limit is not None and math.isfinite(norm):
+            factor *= min(1.0, limit / (norm + 1e-6))
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+        return StepResult(loss, norm)
 
-    def _global_totals(self) -> tuple[float, float]:
-        """[weight, loss] over all ranks. Compressed gradients round these too, so then they travel alone."""
-        gradient = self._measured.totals.grad
-        assert gradient is not None
-        if self._reduce_apart:
-            gradient = self._group.sum_on_device(self._measured.own_totals)
-        weight, loss = gradient.tolist()
-        return weight, loss
+    def _totals(self) -> Tensor:
+        """[weight, loss] over all ranks."""
+        if self._measured.own is not None:
+            return self._group.sum_on_device(torch.stack(self._measured.own).sum(0))
+        assert self._measured.totals.grad is not None
+        return self._measured.totals.grad
 
-    def _is_usable(self, step: int, result: StepResult) -> bool:
+    def _is_finite(self, step: int, result: StepResult) -> bool:
         if math.isfinite(result.grad_norm) and (math.isfinite(result.loss) or self.scaler is not None):
-            self._skipped_in_a_row = 0
             return True
-        self._skipped_in_a_row += 1
-        if self.scaler is not None and self._skipped_in_a_row <= SCALER_SKIPS:
-            return True  # the scaler skips it itself and lowers its scale
-        if self._skipped_in_a_row > self._config.skip_nonfinite:
+        allowed = max(self._config.skip_nonfinite, SCALER_SKIPS if self.scaler is not None else 0)
+        if self.skipped_in_a_row >= allowed:
             raise NonFiniteError(
                 f"step {step}: the gradient is not finite (loss {result.loss:g}, norm {result.grad_norm:g}), and "
-                f"train.skip_nonfinite allows {self._config.skip_nonfinite} in a row; lower optimizer.lr, set "
+                f"train.skip_nonfinite allows {allowed} in a row; lower optimizer.lr, set "
                 "train.clip_grad_norm, or look at the data of this step"
             )
         return False
@@ -231,7 +261,8 @@ class TrainStep:
 
     def _zero_grad(self) -> None:
         self._ddp.zero_grad()
-        self._measured.own_totals = torch.zeros(2)
+        if self._measured.own is not None:
+            self._measured.own.clear()
 
 
 def autocast_for(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -241,11 +272,10 @@ def autocast_for(precision: str, device: torch.device) -> AbstractContextManager
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
-def _norm(gradients: list[Tensor]) -> float:
-    if not gradients:
-        return 0.0
-    norms = torch._foreach_norm(gradients)
-    return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))
+def _norm(gradients: list[Tensor]) -> Tensor:
+    norms = [norm.float() for norm in torch._foreach_norm(gradients)]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm.reshape(1)
 
 
 def seed_step(seed: int, step: int, rank: int, phase: int = 0) -> None:

@@ -88,21 +88,18 @@ class Agreement:
         agreed = self._finish()
         slowest = agreed.slowest_step_s if agreed else EXCHANGE_S
         self._next = step + min(MAX_STRIDE, max(1, int(EXCHANGE_S / max(slowest, 1e-6))))
-        self._start(step, save)
+        # a save that is agreed now has not begun yet, so rank 0's clock still asks for it
+        self._start(step, save and not (agreed and agreed.save))
         return agreed
 
     def now(self, step: int) -> Agreed:
         """Exchange at once and wait. Collective: every rank calls it at the same step."""
-        self._finish()
+        before = self._finish()
         self._start(step, save=False)
         agreed = self._finish()
         assert agreed is not None
         self._next = step + 1
-        return agreed
-
-    def close(self) -> None:
-        """Wait for what is under way, so that no rank leaves a gather behind. Collective."""
-        self._finish()
+        return agreed._replace(bad_rows=agreed.bad_rows + (before.bad_rows if before else 0))
 
     def _start(self, step: int, save: bool) -> None:
         since_step, since = self._since

@@ -71,7 +71,10 @@ class Task:
         return (MAIN,)
 
     def state_dict(self) -> dict[str, Any]:
-        """What this rank carries from batch to batch: tensors, numbers, strings, lists and dicts."""
+        """What this rank carries from batch to batch: tensors, numbers, strings, lists and dicts.
+
+        The same keys from the start. An evaluation puts back what was there before it.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -85,8 +88,8 @@ class Supervised(Task):
     """
 
     def __init__(self, loss: Callable[..., Tensor]) -> None:
-        super().__init__(loss)
         self._summed = summed(loss)
+        super().__init__(self._summed.function)
         self.averaged = self._summed.averaged
 
     def forward(self, model: nn.Module, batch: Any) -> Any:

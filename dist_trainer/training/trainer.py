@@ -15,7 +15,7 @@ from dist_trainer.errors import ConfigError
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.training.attempt import begin
 from dist_trainer.training.build import Ingredients, Scheduler, build
-from dist_trainer.training.evaluation import evaluate
+from dist_trainer.training.evaluation import evaluate, is_due
 from dist_trainer.training.hooks import Hook
 from dist_trainer.training.loader import Batch
 from dist_trainer.training.metrics import as_metrics
@@ -24,7 +24,7 @@ from dist_trainer.training.recorder import Recorder
 from dist_trainer.training.saves import Saves
 from dist_trainer.training.settings import make_settings, open_or_create
 from dist_trainer.training.snapshot import capture, restore
-from dist_trainer.training.step import StepResult, seed_step
+from dist_trainer.training.step import seed_step
 from dist_trainer.training.stop import Agreement, Signals, Stop
 from dist_trainer.training.task import Supervised, Task
 from dist_trainer.training.tracker import Tracker
@@ -46,9 +46,9 @@ class Trainer:
     """Trains a model over all ranks, evaluates it, saves it, and goes on where an earlier attempt ended.
 
     `optimizer` is a torch optimizer over the model's parameters, or a function that makes one for a module.
-    `settings` are the configuration's, a Settings or a dict of dotted keys ({"train.precision": "bf16"}); the
-    words name, epochs, steps and global_batch_size are short for the most used. Started by torchrun each rank
-    makes its own Trainer; started alone it is a group of one. Raises ConfigError for what doesn't fit.
+    `settings`: a Settings, or a dict of dotted keys ({"train.precision": "bf16"}); the words name, epochs, steps
+    and global_batch_size are short for the most used. Started by torchrun each rank makes its own Trainer;
+    started alone it is a group of one. Raises ConfigError for what doesn't fit.
     """
 
     def __init__(
@@ -71,27 +71,17 @@ class Trainer:
         signals: Signals | None = None,
         **words: Any,
     ) -> None:
-        if task is None:
-            if loss is None:
-                raise ConfigError("Trainer needs a loss, or a task that defines one")
+        if loss is not None and task is None:
             task = Supervised(loss)
+        elif task is None or loss is not None:
+            raise ConfigError("Trainer needs either a loss, or a task that defines one")
         self.settings = make_settings(settings, words)
         self.hooks = list(hooks)
-        self.step = 0  # updates done
-        self.stop = Stop.NONE
+        self.step, self.stop = 0, Stop.NONE  # updates done; what was agreed
         self.values: dict[str, float] = {}  # of the latest evaluation
-        self._evaluated_at = -1
-        self._given = Ingredients(
-            model,
-            task,
-            train,
-            val,
-            test,
-            as_metrics(metrics or {}),
-            optimizer,
-            scheduler or Scheduler(),
-            collate,
-        )
+        self._evaluated_at = self._resumed_at = -1
+        measures, plan = as_metrics(metrics or {}), scheduler or Scheduler()
+        self._given = Ingredients(model, task, train, val, test, measures, optimizer, plan, collate)
         self._open_run = (lambda: run) if run is not None else open_or_create(self.settings, Path(runs))
         self._signals = signals
 
@@ -106,6 +96,7 @@ class Trainer:
                 self.recorder = Recorder(attempt, every_steps=self.settings.tracking.log_every_steps)
                 self.tracker = Tracker(self.settings.tracking, attempt)
                 self._resume()
+                self._agreement = Agreement(attempt.group, signals, first_step=self.step)
                 self._train()
                 return self._finish()
         finally:
@@ -120,6 +111,7 @@ class Trainer:
             progress = restore(self.parts, self.saves, self.attempt, *found)
             self.step, self._evaluated_at = progress["step"], progress["evaluated_at"]
             self.values = progress["values"]
+            self._resumed_at = self.step if not self._evaluation_is_due() else -1
         self.attempt.record_start(
             first_step=self.step,
             total_steps=self.parts.total_steps,
@@ -127,49 +119,53 @@ class Trainer:
         )
 
     def _train(self) -> None:
-        batches = self.parts.loader.steps(self.step, self.parts.total_steps)
+        batches = self.parts.start_loaders(self.step)
         self.saves.start_writer()
-        agreement = Agreement(self.attempt.group, self.attempt.signals, first_step=self.step)
-        self._evaluate_if_due(agreement)  # the checkpoint may be from before the evaluation of its step
+        self.stop = self._agreement.now(self.step).stop  # asked for while starting
+        if not self.stop and self._evaluation_is_due():  # it was interrupted in the attempt before
+            self._evaluate_and_save(asked=False)
         with Profiler(self.settings.train.profile, self.attempt) as profiler:
+            profiler.step(self.step)
             while not self.finished and not self.stop:
                 with self.recorder.waiting_for_data(self.step):
                     micro_batches = next(batches)
                 self._train_one(micro_batches)
                 profiler.step(self.step)
                 bad_rows = sum(len(batch.bad) for batch in micro_batches)
-                agreed = agreement.exchange(self.step, save=self.saves.minutes_due(), bad_rows=bad_rows)
+                agreed = self._agreement.exchange(self.step, save=self.saves.minutes_due(), bad_rows=bad_rows)
                 if agreed:
                     self.recorder.agreed(agreed)
                     self.stop = agreed.stop
-                values = self._evaluate_if_due(agreement)
-                if self.saves.is_due(self.step, agreed=agreed is not None and agreed.save, metrics=values):
-                    self.saves.save(self.step, self._capture, self.values, last=False)
+                self._evaluate_and_save(asked=agreed is not None and agreed.save)
                 self.saves.poll()
-        agreement.close()
+        self.recorder.agreed(self._agreement.now(self.step))  # the rows skipped since the last exchange
 
-    def _train_one(self, batches: Sequence[Batch]) -> StepResult:
-        sampler, step = self.parts.sampler, self.parts.train_step
+    def _train_one(self, batches: Sequence[Batch]) -> None:
+        sampler = self.parts.sampler
         rows = sampler.global_rows(self.step)
-        result = step.run(self.step, batches, global_rows=rows)
-        for schedule in self.parts.schedules.values():
-            schedule.step()
+        result = self.parts.train_step.run(self.step, batches, global_rows=rows)
         self.step += 1
         sampler.set_step(self.step)
-        optimizer = next(iter(step.optimizers.values()))
-        self.recorder.step(self.step, result, optimizer, rows=rows, epoch=self.step / sampler.steps_per_epoch)
+        epoch = self.step / sampler.steps_per_epoch
+        self.recorder.step(self.step, result, self.parts.train_step, rows=rows, epoch=epoch)
+        for schedule in self.parts.schedules.values():
+            schedule.step()
         self.tracker.after_step()
         for hook in self.hooks:
             hook.on_step(self, self.step, result)
-        return result
 
-    def _evaluate_if_due(self, agreement: Agreement) -> dict[str, float]:
+    def _evaluate_and_save(self, *, asked: bool) -> None:
+        values = self._evaluate_if_due()
+        if self.saves.is_due(self.step, agreed=asked, metrics=values):
+            self._save(last=False)
+
+    def _evaluate_if_due(self) -> dict[str, float]:
         """The values of an evaluation made now; none where none is due, or where a rank was interrupted."""
-        if "val" not in self.parts.eval_loaders or not self._evaluation_is_due():
+        if not self._evaluation_is_due():
             return {}
         values = self.evaluate("val")
         if values is None:
-            self.stop = agreement.now(self.step).stop or Stop.END
+            self.stop = self._agreement.now(self.step).stop
             return {}
         self._evaluated_at, self.values = self.step, values
         self.recorder.evaluation(self.step, values)
@@ -182,18 +178,10 @@ class Trainer:
         return values
 
     def _evaluation_is_due(self) -> bool:
-        train = self.settings.train
-        if self.step in (0, self._evaluated_at):
+        if "val" not in self.parts.eval_loaders or self.step == self._evaluated_at:
             return False
-        every = [
-            train.eval_every_steps,
-            train.eval_every_epochs and train.eval_every_epochs * self._epoch_steps,
-        ]
-        return self.step == self.parts.total_steps or any(n and self.step % n == 0 for n in every)
-
-    @property
-    def _epoch_steps(self) -> int:
-        return self.parts.sampler.steps_per_epoch
+        steps_per_epoch = self.parts.sampler.steps_per_epoch
+        return is_due(self.settings.train, self.step, self.parts.total_steps, steps_per_epoch)
 
     def evaluate(self, split: str) -> dict[str, float] | None:
         """<split>/loss and each <split>/<metric>, exactly; None where a rank was interrupted. Collective."""
@@ -214,7 +202,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done, or early stopping has ended the run."""
+        """Whether the last step is done, or early stopping ended the run."""
         stopping = self.parts.early_stopping
         return self.step >= self.parts.total_steps or (stopping is not None and stopping.is_due)
 
@@ -222,10 +210,15 @@ class Trainer:
         progress = {"step": self.step, "evaluated_at": self._evaluated_at, "values": self.values}
         return capture(self.parts, self.saves, progress, world_size=self.attempt.group.world_size)
 
+    def _save(self, *, last: bool) -> None:
+        metrics = self.values if self._evaluated_at == self.step else {}
+        self.saves.save(self.step, self._capture, metrics, last=last)
+
     def _finish(self) -> Result:
         self.parts.loader.close()
         with self.recorder.apart(self.step, "save"):
-            self.saves.save(self.step, self._capture, self.values, last=True)
+            if self.step != self._resumed_at:
+                self._save(last=True)
             self.saves.close()
         result = self._result()
         self.parts.close()
@@ -236,12 +229,15 @@ class Trainer:
         return result
 
     def _result(self) -> Result:
-        reason = {Stop.REQUEUE: "SIGUSR2", Stop.END: "SIGTERM or SIGINT"}.get(self.stop, "")
-        pending = "val" in self.parts.eval_loaders and self._evaluation_is_due()
-        if not self.finished or pending:
-            return Result("stopped", self.step, self.values, reason)
+        if not self.finished or self._evaluation_is_due():
+            return self._stopped()
         test = self.evaluate("test") if "test" in self.parts.eval_loaders else {}
         if test is None:
-            return Result("stopped", self.step, self.values, reason or "interrupted in the last evaluation")
+            self.stop = self._agreement.now(self.step).stop
+            return self._stopped()
         self.recorder.evaluation(self.step, test)
         return Result("finished", self.step, {**self.values, **test})
+
+    def _stopped(self) -> Result:
+        reason = "SIGUSR2" if self.stop is Stop.REQUEUE else "SIGTERM or SIGINT"
+        return Result("stopped", self.step, self.values, reason)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,15 @@ class KillAt(Hook):
 
     def on_step(self, trainer: Trainer, step: int, result: Any) -> None:
         if trainer.attempt.group.rank == self.rank and step == self.step and not self.marker.exists():
+            wait_for_a_checkpoint(trainer)
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_a_checkpoint(trainer: Trainer) -> None:
+    """Until one is committed, which happens beside training: else a killed run may just start from scratch."""
+    while not list(trainer.attempt.run.checkpoints.glob("step-*/COMMIT.json")):
+        time.sleep(0.01)
 
 
 def train(folder: str, options: dict[str, Any] | None = None, hooks: tuple[Hook, ...] = ()) -> Result:
