@@ -1,13 +1,13 @@
 """A JSON schema of the configuration for editors, with the comments of schema.py as descriptions."""
 
+import ast
 import inspect
 import re
 from typing import Any
 
 from dist_trainer.config import schema
 
-_CLASS = re.compile(r"class (\w+)\(")
-_FIELD = re.compile(r"    (\w+): .*?  # (.+)")
+_COMMENT = re.compile(r"  # (.+)")
 
 
 def json_schema() -> dict[str, Any]:
@@ -35,10 +35,12 @@ def _owners(name: str) -> list[str]:
 
 def _comments() -> dict[tuple[str, str], str]:
     """(class, knob) -> the comment behind the knob."""
-    found, owner = {}, ""
-    for line in inspect.getsource(schema).splitlines():
-        if match := _CLASS.match(line):
-            owner = match[1]
-        elif match := _FIELD.match(line):
-            found[owner, match[1]] = match[2]
+    source = inspect.getsource(schema)
+    lines, found = source.splitlines(), {}
+    for owner in [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]:
+        for knob in owner.body:
+            if isinstance(knob, ast.AnnAssign) and isinstance(knob.target, ast.Name):
+                written = "\n".join(lines[knob.lineno - 1 : knob.end_lineno])
+                if match := _COMMENT.search(written):
+                    found[owner.name, knob.target.id] = match[1]
     return found
