@@ -32,7 +32,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handl
 from dist_trainer.adapters.distributed import FENCE_VARIABLE
 from dist_trainer.config.schema import Config
 from dist_trainer.launchers import forkserver
-from dist_trainer.launchers.signals import StopRequests
+from dist_trainer.launchers.signals import StopRequested, StopRequests
 from dist_trainer.launchers.supervisor import Outcome, Supervisor, Worker
 from dist_trainer.run_folder import RunFolder
 
@@ -125,9 +125,15 @@ class _Agent(LocalElasticAgent):
             self.run()
         except RendezvousError as error:
             self._supervisor.lost_nodes(error)
+        except StopRequested:
+            self._supervisor.stop_without_workers()
         finally:
             self._handler.shutdown()
         return self._supervisor.outcome()
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        with self._supervisor.requests.interrupting():  # other nodes may take minutes, or never come
+            super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         forkserver.start(self._environment)  # it may have been killed

@@ -28,6 +28,7 @@ class Failure:
     log: Path
     step: int | None = None
     type: str = ""
+    message: str = ""
     exit_code: int = 1
 
     @property
@@ -41,10 +42,10 @@ class Failure:
         return self.exit_code not in _NEVER_AGAIN and self.type != errors.FencedOut.__name__
 
     def repeats(self, other: "Failure | None") -> bool:
-        """The same exception at the same step: a third time would be the same again."""
+        """The same exception at the same step, on whichever rank: a third time would be the same again."""
         if other is None or self.killed:
             return False
-        return (self.type, self.what, self.step) == (other.type, other.what, other.step)
+        return (self.type, self.message, self.step) == (other.type, other.message, other.step)
 
 
 def first_failure(run: RunFolder, attempt: int, exit_codes: Mapping[int, int]) -> Failure:
@@ -83,6 +84,7 @@ def _from_word(run: RunFolder, attempt: int, word: WorkerError) -> Failure:
         log=run.log_path(attempt, word.rank),
         step=word.step,
         type=word.type,
+        message=word.message,
         exit_code=word.exit_code,
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dist_trainer.errors import DistTrainerError
-from dist_trainer.launchers.parent_death import kill_me_with_my_parent
+from dist_trainer.launchers.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
 
@@ -30,7 +30,7 @@ def start(environment: Mapping[str, str]) -> None:
     multiprocessing.set_forkserver_preload([_PRELOAD])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
     try:
-        with variables(environment):
+        with variables({**environment, AGENT_PID_VARIABLE: str(os.getpid())}):
             resource_tracker.ensure_running()  # this one unblocks INT and TERM when it starts
             signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
             forkserver.ensure_running()

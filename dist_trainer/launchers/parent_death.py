@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 
+AGENT_PID_VARIABLE = "DIST_TRAINER_AGENT_PID"  # tells the forkserver who its parent is, or was
 _PR_SET_PDEATHSIG = 1
 
 

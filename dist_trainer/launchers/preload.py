@@ -9,7 +9,7 @@ import os
 import signal
 from contextlib import suppress
 
-from dist_trainer.launchers.parent_death import kill_me_with_my_parent
+from dist_trainer.launchers.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
 
 FORKSERVER_PID = os.getpid()
 # The whole of what a worker will need; what is missing here is imported in each worker, after each restart.
@@ -25,7 +25,7 @@ _MODULES = (
 )
 
 # The alive pipe, by which a forkserver learns of its parent's death, is held open by every worker too.
-kill_me_with_my_parent()
+kill_me_with_my_parent(parent_pid=int(os.environ[AGENT_PID_VARIABLE]))
 # A signal to the whole process group is the agent's to handle. Workers inherit this until they own signals.
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(_number, signal.SIG_IGN)

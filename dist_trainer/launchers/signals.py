@@ -10,6 +10,10 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IMPATIENT_AFTER_S = 1.0  # sooner, a second Ctrl-C is a bouncing key
 
 
+class StopRequested(Exception):
+    """A request to stop came while nothing was there to be saved."""
+
+
 class StopRequests:
     """Collects requests to stop while `listening`; whoever waits looks at it between two steps of its own.
 
@@ -21,12 +25,29 @@ class StopRequests:
         self.wanted: list[signal.Signals] = []  # what each worker is to be sent, once each
         self.since: float | None = None  # monotonic time of the first request
         self.urgent = False
-        self._last_interrupt: float | None = None
+        self._first_interrupt: float | None = None
+        self._raising = False
 
     @property
     def stopping(self) -> bool:
         """Whether anybody asked for an end."""
         return self.since is not None
+
+    @property
+    def wants_requeue(self) -> bool:
+        """Whether the scheduler wants the machine back, and nobody wants an end."""
+        return self.wanted == [signal.SIGUSR2]
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Raise StopRequested at a request, and at once for one that came before: to wait for others meanwhile."""
+        self._raising = True
+        try:
+            if self.stopping:
+                raise StopRequested
+            yield
+        finally:
+            self._raising = False
 
     @contextmanager
     def listening(self) -> Iterator["StopRequests"]:
@@ -50,6 +71,8 @@ class StopRequests:
         if self.since is None:
             self.since = now
         if number == signal.SIGINT:
-            if self._last_interrupt is None:
-                self._last_interrupt = now
-            self.urgent = self.urgent or now - self._last_interrupt >= _IMPATIENT_AFTER_S
+            if self._first_interrupt is None:
+                self._first_interrupt = now
+            self.urgent = self.urgent or now - self._first_interrupt >= _IMPATIENT_AFTER_S
+        if self._raising:
+            raise StopRequested

@@ -19,6 +19,9 @@ from dist_trainer.run_folder import RunFolder, State, Status
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
 
 _PEERS_MAY_TAKE_S = 3.0  # after a failure; their group is broken, so there is nothing they could finish
+_DEATHS_TOGETHER_S = (
+    0.05  # a rank and those it pulls down die within this; the word of the first may come second
+)
 _NO_PROGRESS = 93
 
 
@@ -80,9 +83,12 @@ class Supervisor:
         for number in self.requests.wanted:
             for worker in self._workers:
                 worker.ask(number)
-        codes = {worker.rank: worker.process.exitcode for worker in self._workers}
+        codes = self._exit_codes()
         if all(code == 0 for code in codes.values()):
             return "succeeded"
+        if any(codes.values()):
+            time.sleep(_DEATHS_TOGETHER_S)
+            codes = self._exit_codes()
         failed = {rank: code for rank, code in codes.items() if code}
         if failed and STOPPED in failed.values():  # asked twice itself, it left without saving
             self._gave_up_on_workers = True
@@ -116,6 +122,10 @@ class Supervisor:
         self._failure = self._failure or Failure(0, f"the other nodes are gone: {error}", log)
         self._close_attempt()
 
+    def stop_without_workers(self) -> None:
+        """A request came between two attempts."""
+        self._gave_up_on_workers = True
+
     def clean_up(self) -> None:
         """Leave no worker behind, whatever went wrong here."""
         self._end_workers(at_once=False)
@@ -143,6 +153,9 @@ class Supervisor:
             return Outcome("stopped", STOPPED, step, failure, message)
         state: State = "do-not-requeue" if failure.exit_code == _NO_PROGRESS else "failed"
         return Outcome(state, failure.exit_code, step, failure, failure.what)
+
+    def _exit_codes(self) -> dict[int, int | None]:
+        return {worker.rank: worker.process.exitcode for worker in self._workers}
 
     def _must_leave(self) -> bool:
         """After a request: the user is impatient, or no rank showed a sign of life for launch.timeout_s."""

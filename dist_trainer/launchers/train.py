@@ -85,7 +85,8 @@ def _launch(
         outcome = launch(requests=requests, on_tick=tick, report=progress.say)
     finally:
         progress.close()
-        tracking.finish(hurry=lambda: requests.urgent)
+        asked_before = requests.stopping
+        tracking.finish(hurry=lambda: requests.urgent or (requests.stopping and not asked_before))
     return _ending(run, config, outcome, tracking)
 
 

@@ -1,5 +1,6 @@
 """A run folder, and commands whose every process is gone after the test."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,11 +18,12 @@ def run(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Start a python command in the test's folder; what is left of it after the test fails the test."""
+    """Start a command in the test's folder, python's or a script's; what it leaves behind fails the test."""
     started: list[Command] = []
 
     def start(*arguments: str | Path, **options: dict[str, str]) -> Command:
-        started.append(Command(*map(str, arguments), folder=tmp_path, **options))
+        program = [] if str(arguments[0]).endswith(".sh") else [sys.executable]
+        started.append(Command(*program, *map(str, arguments), folder=tmp_path, **options))
         return started[-1]
 
     yield start

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ class Command:
         inherited = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
         paths = os.pathsep.join(filter(None, [(environment or {}).get("PYTHONPATH"), str(REPOSITORY)]))
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            list(arguments),
             cwd=folder,
             env={**inherited, **(environment or {}), "PYTHONPATH": paths, name: value},
             stdin=subprocess.DEVNULL,
@@ -87,6 +86,12 @@ class Command:
 def parent_of(pid: int) -> int:
     """The parent's pid."""
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal."""
+    fields = Path(f"/proc/{pid}/status").read_text().split()
+    return bool(int(fields[fields.index("SigCgt:") + 1], 16) >> (number - 1) & 1)
 
 
 def wait_for(condition: Callable[[], Any], *, timeout_s: float = 20, what: str = "") -> Any:

@@ -1,12 +1,14 @@
 """Several nodes: two agents on one host, by plain torchrun and by our own launch."""
 
+import signal
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
 
 from dist_trainer.run_folder import RunFolder
-from tests.launchers.processes import Command
+from tests.launchers.processes import Command, catches, wait_for
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -42,3 +44,14 @@ def test_two_agents_of_ours_meet_restart_together_and_take_one_fence_a_start(
     assert run.highest_fence() == 5
     ends = [line for line in run.attempts() if line["event"] == "end"]
     assert [line["attempt"] for line in ends] == [1, 2, 3, 4, 5]
+
+
+def test_a_request_while_waiting_for_the_other_nodes_is_heard(
+    launch: Callable[..., Command], run: RunFolder
+) -> None:
+    agent = launch("finish", 1, environment={"NODE": f"0 127.0.0.1:{free_port()}"})
+    wait_for(lambda: catches(agent.pid, signal.SIGTERM))
+    time.sleep(1)  # it waits for node 1 by now
+    agent.send(signal.SIGTERM)
+    assert agent.finish(20) == 75, agent.stderr
+    assert run.highest_fence() == 0

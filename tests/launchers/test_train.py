@@ -75,8 +75,8 @@ def test_json_is_one_object_and_nothing_else(train: Train, folder: Path) -> None
 def test_a_failure_is_shown_once_with_its_log(train: Train, folder: Path) -> None:
     failed = finished(train(entry="fails_alike"), 1)
     assert failed.stderr.splitlines() == [
-        "rank 1 failed at step 3: ValueError: always the same",
-        f"its log: {folder}/logs/attempt-0002/rank-1.log",
+        "rank 0 failed at step 3: ValueError: always the same",
+        f"its log: {folder}/logs/attempt-0002/rank-0.log",
     ]
     assert "Traceback" not in failed.stdout
     assert RunFolder.open(folder).read_status().state == "failed"

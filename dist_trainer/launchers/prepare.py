@@ -1,0 +1,48 @@
+"""Makes a run's folder without training it, for torchrun: `python -m dist_trainer.launchers.prepare CONFIG...`
+
+torchrun --nproc-per-node 2 -m dist_trainer.worker "$(python -m dist_trainer.launchers.prepare CONFIG)"
+"""
+
+import sys
+from pathlib import Path
+
+from dist_trainer.config.load import Loaded, dump_config, load_config
+from dist_trainer.errors import DistTrainerError, UsageError
+from dist_trainer.launchers.existing import existing_run, is_done, rewrite_config
+from dist_trainer.run_folder import RunFolder
+
+
+def prepare(loaded: Loaded, *, runs: str | Path = "runs") -> RunFolder:
+    """The configuration's run, created if it is not there; several nodes may ask at once.
+
+    Raises UsageError where the run that is there has another configuration, or is trained right now.
+    """
+    folder = Path(runs, loaded.config.name).absolute()
+    run = existing_run(folder)
+    if run is None:
+        try:
+            return RunFolder.create(folder, dump_config(loaded.config), working_folder=Path.cwd())
+        except UsageError:  # another node was quicker
+            run = existing_run(folder)
+            if run is None:
+                raise
+    is_done(run, loaded, ())  # raises for another configuration; a finished run ends at once by itself
+    with run.lock():
+        rewrite_config(run, loaded.config)
+    return run
+
+
+def main() -> int:
+    """Print the folder."""
+    paths = [word for word in sys.argv[1:] if "=" not in word]
+    overrides = [word for word in sys.argv[1:] if "=" in word]
+    try:
+        print(prepare(load_config(paths, overrides)).path)
+    except DistTrainerError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
