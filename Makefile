@@ -1,15 +1,22 @@
 # Every target sets itself up: .venv/ is made once and reused, and redone when pyproject.toml changes.
-PYTHON ?= python3.11
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do command -v $$name && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --retries 10
 
-.PHONY: demo test lint examples clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint examples format reference clean
 
-demo: $(READY)
+help:  ## What there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1|/' | column -t -s '|' 2>/dev/null \
+	  || grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## Set up, then train the quickstart: handwritten digits, under a minute
 	$(BIN)/dist-trainer train configs/quickstart.yaml
 
-test: lint
+test: lint  ## Set up, then ruff, mypy and every test but the long ones
 	$(BIN)/python -m pytest -m "not examples"
 
 lint: $(DEV_READY)
@@ -17,20 +24,32 @@ lint: $(DEV_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-examples: $(DEV_READY)
+examples: $(DEV_READY)  ## Set up, then train each example to its goal
 	$(BIN)/python -m pytest -m examples -s
 
-clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+format: $(DEV_READY)  ## Put right what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+reference: $(DEV_READY)  ## Write the tables of docs/configuration.md from the schema
+	$(BIN)/python -m tests.reference
+
+clean:  ## Remove .venv/ and what tools left; runs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+
+# some systems keep the part of Python away that puts pip into a new environment
+$(BIN)/python:
+	@echo "setting up .venv with $(PYTHON): some minutes, once"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { \
+	  rm -rf .venv && $(PYTHON) -m venv --without-pip .venv \
+	  && $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check pip; }
 
 # scikit-learn carries the quickstart's digits
-$(READY): pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . scikit-learn
-	touch $@
+$(READY): pyproject.toml | $(BIN)/python
+	$(PIP) -e . scikit-learn
+	@touch $@
 
-$(DEV_READY): pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $(READY) $@
+$(DEV_READY): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $(READY) $@

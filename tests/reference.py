@@ -22,17 +22,17 @@ def reference() -> str:
     return "\n".join(_table(name, section, document) for name, section in tables)
 
 
-def keys() -> Iterator[str]:
+def dotted_keys() -> Iterator[str]:
     """Every key, dotted."""
     document = json_schema()
-    yield from _keys("", document, document)
+    yield from _keys_of("", document, document)
 
 
-def _keys(prefix: str, section: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:
+def _keys_of(prefix: str, section: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:
     for name, knob in section.get("properties", {}).items():
         yield f"{prefix}{name}"
         for inner in _sections(knob, document):
-            yield from _keys(f"{prefix}{name}.", inner, document)
+            yield from _keys_of(f"{prefix}{name}.", inner, document)
 
 
 def _sections(knob: dict[str, Any], document: dict[str, Any]) -> Iterator[dict[str, Any]]:
