@@ -17,7 +17,10 @@ os.environ.update([_MARK.split("=")])
 # multiprocessing keeps these for the life of the process that started them
 _KEPT_PROCESSES = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
 _KEPT_THREADS = ("fsspecIO",)  # fsspec's event loop, which it never ends
-_PYTEST_VARIABLES = ("PYTEST_CURRENT_TEST",)
+_NOT_LOOKED_AT = (
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",  # set for good by torch's first optimizer, which imports its compiler
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Sight:
     def restore_environment(self) -> None:
         """Put the variables back, so that only the test that changed them fails."""
         for name in [name for name in os.environ if name not in self.variables]:
-            if name not in _PYTEST_VARIABLES:
+            if name not in _NOT_LOOKED_AT:
                 del os.environ[name]
         os.environ.update(self.variables)
 
@@ -83,7 +86,7 @@ def look() -> Sight:
     return Sight(
         {key: command for key, command in _processes() if command},
         {id(thread): thread.name for thread in threading.enumerate() if not _is_kept(thread)},
-        {name: value for name, value in os.environ.items() if name not in _PYTEST_VARIABLES},
+        {name: value for name, value in os.environ.items() if name not in _NOT_LOOKED_AT},
     )
 
 
