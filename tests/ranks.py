@@ -12,6 +12,7 @@ import torch
 from torch.distributed import TCPStore
 
 from dist_trainer.adapters.distributed import FENCE_VARIABLE
+from dist_trainer.launchers import forkserver
 
 
 class RankFailed(AssertionError):
@@ -22,7 +23,7 @@ def run_ranks(
     ranks: int, function: Callable[..., Any], *args: Any, fence: int | None = None, timeout_s: float = 60
 ) -> list[Any]:
     """What `function(*args)` returns on each rank; it may use torchrun's variables as in real life."""
-    multiprocessing.set_forkserver_preload(["dist_trainer.launchers.preload"])
+    forkserver.start({})
     context = multiprocessing.get_context("forkserver")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     pipes, processes = [], []

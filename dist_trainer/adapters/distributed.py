@@ -187,18 +187,18 @@ class PendingGather:
 def join(wanted_device: str, *, timeout_s: float, take_fence: Callable[[], int] | None = None) -> Group:
     """Join the other workers of this attempt. Collective.
 
-    Every key in the store is under the attempt's fence number: after a restart in place the store is still
-    the old one, and the addresses of dead peers are in it. `take_fence` is called on rank 0 where no agent
-    gave a number; without it the number is 0 and nothing may be committed.
+    Every key in the store is under the attempt's fence number, or under a name for this start alone: after a
+    restart in place the store is still the old one, and the addresses of dead peers are in it. `take_fence`
+    is called on rank 0 where no agent gave a number; without it the number is 0 and nothing may be committed.
     """
     place = Place.from_environment()
     device = choose_device(wanted_device, place)
     timeout = timedelta(seconds=2 * timeout_s)
     store = _open_store(place, timeout)
-    fence = _agree_on_fence(place, store, take_fence, timeout)
+    fence, start = _agree_on_start(place, store, take_fence or (lambda: 0), timeout)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore(f"fence-{fence}", store),
+        store=PrefixStore(start, store),
         rank=place.rank,
         world_size=place.world_size,
         timeout=timeout,
@@ -216,14 +216,15 @@ def _open_store(place: Place, timeout: timedelta) -> Any:
     return store
 
 
-def _agree_on_fence(
-    place: Place, store: Any, take_fence: Callable[[], int] | None, timeout: timedelta
-) -> int:
-    if place.fence is not None or take_fence is None:
-        return place.fence or 0
+def _agree_on_start(
+    place: Place, store: Any, take_fence: Callable[[], int], timeout: timedelta
+) -> tuple[int, str]:
+    """The fence, and a prefix for the store that no start before has used."""
+    if place.fence is not None:
+        return place.fence, f"fence-{place.fence}"
     if place.rank > 0:
-        return _ask_for_fence(place, store)
-    reply: dict[str, Any] = {"token": secrets.token_hex(8)}
+        return _ask_for_start(place, store)
+    reply: dict[str, Any] = {"start": f"start-{secrets.token_hex(8)}"}
     try:
         reply["fence"] = take_fence()
     except Exception as error:
@@ -231,22 +232,22 @@ def _agree_on_fence(
         _answer(place, store, reply, timeout_s=LAST_WORD_S)
         raise
     _answer(place, store, reply, timeout_s=timeout.total_seconds())
-    return int(reply["fence"])
+    return int(reply["fence"]), str(reply["start"])
 
 
-def _ask_for_fence(place: Place, store: Any) -> int:
+def _ask_for_start(place: Place, store: Any) -> tuple[int, str]:
     """Rank 0's answer to a question of this very start.
 
     The store may be that of an earlier start, and torchrun's restart count differs between nodes, so what is
     in the store under a known key can be a dead group's.
     """
     question = secrets.token_hex(8)
-    store.set(f"fence-question-{place.rank}", question)
-    reply = json.loads(store.get(f"fence-answer-{question}"))
-    store.set(f"fence-heard-{reply['token']}-{place.rank}", "")
+    store.set(f"question-{place.rank}", question)
+    reply = json.loads(store.get(f"answer-{question}"))
+    store.set(f"{reply['start']}-heard-{place.rank}", "")
     if "error" in reply:
         raise PeerFailed(f"rank 0 failed: {reply['error']}")
-    return int(reply["fence"])
+    return int(reply["fence"]), str(reply["start"])
 
 
 def _answer(place: Place, store: Any, reply: Mapping[str, Any], *, timeout_s: float) -> None:
@@ -255,11 +256,11 @@ def _answer(place: Place, store: Any, reply: Mapping[str, Any], *, timeout_s: fl
     deadline = time.monotonic() + timeout_s
     while waiting and time.monotonic() < deadline:
         for rank in sorted(waiting):
-            if store.check([f"fence-heard-{reply['token']}-{rank}"]):
+            if store.check([f"{reply['start']}-heard-{rank}"]):
                 waiting.discard(rank)
-            elif store.check([f"fence-question-{rank}"]):
-                question = store.get(f"fence-question-{rank}").decode()
-                store.set(f"fence-answer-{question}", json.dumps(reply))
+            elif store.check([f"question-{rank}"]):
+                question = store.get(f"question-{rank}").decode()
+                store.set(f"answer-{question}", json.dumps(reply))
         if waiting:
             time.sleep(0.01)
     if waiting and "error" not in reply:
