@@ -25,7 +25,8 @@ _MODULES = (
 )
 
 # The alive pipe, by which a forkserver learns of its parent's death, is held open by every worker too.
-kill_me_with_my_parent(parent_pid=int(os.environ[AGENT_PID_VARIABLE]))
+_agent = os.environ.get(AGENT_PID_VARIABLE)  # not there if multiprocessing itself started a dead one anew
+kill_me_with_my_parent(parent_pid=int(_agent) if _agent else None)
 # A signal to the whole process group is the agent's to handle. Workers inherit this until they own signals.
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(_number, signal.SIG_IGN)
