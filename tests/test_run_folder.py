@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -204,6 +205,8 @@ def test_a_folder_moved_aside_does_not_keep_the_lock_of_its_successor(run: RunFo
 
 def test_the_code_version_names_the_commit_and_whether_it_was_changed(tmp_path: Path) -> None:
     assert code_version(tmp_path) == {}
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *arguments], check=True)
