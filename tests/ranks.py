@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import time
 import traceback
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
             if rank in results or not pipe.poll(0.01):
                 continue
             try:
-                succeeded, value = pipe.recv()
+                succeeded, value = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 raise RankFailed(f"rank {rank} died without a word") from None
             if not succeeded:
@@ -84,7 +85,7 @@ def _rank(
     os.environ.update(variables)
     torch.set_num_threads(1)
     try:
-        pipe.send((True, function(*args)))
+        pipe.send_bytes(pickle.dumps((True, function(*args))))  # tensors by value: this process ends
     except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
     os._exit(0)

@@ -105,7 +105,7 @@ class TrainStep:
                     )
 
     def run(self, step: int, batches: Sequence[Batch], *, global_rows: int) -> StepResult:
-        """Train on this rank's micro-batches of a step; `global_rows` is the step's size over all ranks.
+        """Train on this rank's micro-batches of a step, counted from 0; `global_rows` is its size over all ranks.
 
         Raises NonFiniteError, on every rank at once, where the gradient is not finite.
         """
@@ -236,7 +236,7 @@ class TrainStep:
         allowed = max(self._config.skip_nonfinite, SCALER_SKIPS if self.scaler is not None else 0)
         if self.skipped_in_a_row >= allowed:
             raise NonFiniteError(
-                f"step {step}: the gradient is not finite (loss {result.loss:g}, norm {result.grad_norm:g}), and "
+                f"step {step + 1}: the gradient is not finite (loss {result.loss:g}, norm {result.grad_norm:g}), and "
                 f"train.skip_nonfinite allows {allowed} in a row; lower optimizer.lr, set "
                 "train.clip_grad_norm, or look at the data of this step"
             )
