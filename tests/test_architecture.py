@@ -42,6 +42,7 @@ OWNERS = {
 READ_THE_ENVIRONMENT = {
     "adapters/distributed.py",  # torchrun's variables
     "launchers/forkserver.py",  # what workers start with
+    "launchers/preload.py",  # the agent's pid
     "launchers/workers.py",  # CUDA_VISIBLE_DEVICES, before torch is there
     "tracking/mlflow_sync.py",  # the MLflow client's retries and time-outs, in its own process
 }

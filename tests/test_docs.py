@@ -5,7 +5,7 @@ fence says what the test does with it, where that isn't what a reader would do:
 
     <!-- not run: REASON -->          the block is shown only
     <!-- run: exit 2 -->              its last command ends with this code, not with 0
-    <!-- run: with ARGUMENTS -->      these are added to its last command
+    <!-- run: with ARGUMENTS -->      these are added to the commands that have a configuration
     <!-- run: once for all pages -->  it has been run already, for all pages to build on
     <!-- file: NAME -->               the block is a file of this name; with `run: python` it is run as well
 
@@ -134,16 +134,14 @@ def test_every_command_does_what_the_page_shows(page: Path, place: Place) -> Non
         if block.kind != "console" or "not run" in block.said:
             continue
         how = block.said.get("run", "")
+        code, added = re.search(r"exit (\d+)", how), re.search(r"with (.+)", how)
         *_, (last, _) = block.commands
         for command, shown in block.commands:
             if how == "once for all pages":
                 printed = place.quickstart
-            elif command == last:
-                code = int(how.removeprefix("exit ")) if how.startswith("exit ") else 0
-                added = how.removeprefix("with ") if how.startswith("with ") else ""
-                printed = place.run(f"{command} {added}".strip(), code=code)
             else:
-                printed = place.run(command)
+                more = f" {added[1]}" if added and ".yaml" in command else ""
+                printed = place.run(command + more, code=int(code[1]) if code and command == last else 0)
             check_output(command, [s.replace(EVERYWHERE, str(place.folder)) for s in shown], printed)
 
 
