@@ -26,6 +26,7 @@ from dist_trainer.config.targets import build, fill, import_target
 from dist_trainer.data.split import split_dataset
 from dist_trainer.errors import ConfigError, DistTrainerError
 from dist_trainer.run_folder import RunFolder, find_run
+from dist_trainer.tracking.heartbeat import read_heartbeat
 from dist_trainer.training.optimizer import check_schedule_unit, fill_schedule_length, make_optimizer
 from dist_trainer.training.stop import Signals
 from dist_trainer.training.task import Task
@@ -136,7 +137,8 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     """The configured optimizer over a module's parameters, in its groups."""
     arguments = config.optimizer.arguments
     factory = partial(_call_optimizer, config)
-    return make_optimizer(factory, model, config.optimizer.groups, arguments.get("lr"))
+    plan = config.optimizer
+    return make_optimizer(factory, model, plan.groups, arguments.get("lr"), name=plan.target)
 
 
 def _call_optimizer(config: Config, parameters: Any) -> Optimizer:
@@ -169,7 +171,9 @@ def fail(run: RunFolder, error: BaseException) -> NoReturn:
     place = Place.from_environment()
     code = error.exit_code if isinstance(error, DistTrainerError) else 1
     if not isinstance(error, PeerFailed):
-        run.write_error(run.highest_fence(), place.rank, error=error, step=None, exit_code=code)
+        beat = read_heartbeat(run.heartbeat_path(place.rank))
+        step = beat.step if beat and beat.pid == os.getpid() else None
+        run.write_error(run.highest_fence(), place.rank, error=error, step=step, exit_code=code)
         if isinstance(error, DistTrainerError):
             sys.stderr.write(f"rank {place.rank}: {error}\n")
         else:

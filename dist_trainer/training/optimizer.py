@@ -69,14 +69,19 @@ def _matching(names: Iterable[str], pattern: str, *, key: str) -> list[str]:
 
 
 def make_optimizer(
-    factory: Callable[..., Optimizer], model: nn.Module, groups: Sequence[GroupConfig], lr: float | None
+    factory: Callable[..., Optimizer],
+    model: nn.Module,
+    groups: Sequence[GroupConfig],
+    lr: float | None,
+    *,
+    name: str | None = None,
 ) -> Optimizer:
     """Call the factory with named parameters where it can use them, else with the parameters.
 
     Raises ConfigError with the optimizer's own words where it refuses them (Muon: matrices only).
     """
     named = parameter_groups(model, groups, lr)
-    name = getattr(factory, "__name__", repr(factory))
+    name = name or getattr(getattr(factory, "func", factory), "__name__", repr(factory))
     try:
         if len(named) == 1 and len(named[0]) == 1:
             return factory(named[0]["params"])
@@ -87,7 +92,8 @@ def make_optimizer(
     try:
         return factory(plain)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigError(f"optimizer {name} refuses these parameters: {error} ({refusal})") from error
+        also = f" ({refusal})" if str(refusal) != str(error) else ""
+        raise ConfigError(f"optimizer {name} refuses these parameters: {error}{also}") from error
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
