@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dist_trainer.adapters.distributed import Group, join
-from dist_trainer.checkpoint.retention import best
+from dist_trainer.checkpoint.choose import choose, open_store
 from dist_trainer.checkpoint.state import decode
-from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
+from dist_trainer.checkpoint.store import Checkpoint
 from dist_trainer.config.load import read_config
-from dist_trainer.config.schema import BestConfig, Config
+from dist_trainer.config.schema import Config
 from dist_trainer.config.targets import build
 from dist_trainer.errors import DataError, UsageError
 from dist_trainer.inference_request import RESULT, Request
@@ -28,7 +28,6 @@ from dist_trainer.run_folder import RunFolder
 from dist_trainer.training.evaluation import evaluate, predict
 from dist_trainer.training.loader import EvalLoader
 from dist_trainer.training.metrics import as_metrics
-from dist_trainer.training.saves import open_store
 from dist_trainer.training.step import autocast_for
 from dist_trainer.training.task import Task
 from dist_trainer.worker import build_datasets, build_model, build_task
@@ -75,31 +74,12 @@ def _dataset(config: Config, split: str) -> Any:
 def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module) -> Checkpoint:
     """Load a checkpoint's weights: with train.ema_decay their average, as the run's evaluations do."""
     store = open_store(run, config.checkpoint)
-    checkpoint = choose(store, wanted, config.checkpoint.keep_best)
+    checkpoint = choose(store.list(), wanted, config.checkpoint)
     weights, training = decode(store.read(checkpoint))
     model.load_state_dict(weights)
     if training["average"]:
         model.load_state_dict(training["average"], strict=False)
     return checkpoint
-
-
-def choose(store: CheckpointStore, wanted: str, keep_best: BestConfig | None) -> Checkpoint:
-    """The checkpoint meant by last, best or a step. Raises UsageError naming those that are there."""
-    checkpoints = store.list()
-    steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints) or "none"
-    if wanted == "best":
-        if keep_best is None:
-            raise UsageError("--checkpoint best: the run has no checkpoint.keep_best that says what is best")
-        found = best(checkpoints, keep_best)
-    elif wanted == "last":
-        found = checkpoints[0] if checkpoints else None
-    else:
-        found = next((each for each in checkpoints if str(each.step) == wanted), None)
-    if found is None:
-        raise UsageError(
-            f"--checkpoint {wanted}: {store.storage.url} has no such checkpoint; steps there: {steps}"
-        )
-    return found
 
 
 def _loader(config: Config, dataset: Any, split: str, group: Group) -> EvalLoader:

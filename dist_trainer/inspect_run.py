@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_trainer.config.schema import BestConfig, CheckpointConfig
+from dist_trainer.config.schema import CheckpointConfig
 from dist_trainer.config.yaml_rules import read_yaml
-from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint, UsageError
+from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint
 from dist_trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
-
-LIST_LIMIT = 10
 
 
 def list_checkpoints(run: RunFolder, *, as_json: bool) -> int:
@@ -45,6 +43,7 @@ def verify_checkpoints(run: RunFolder, *, as_json: bool) -> int:
 
 def inspect_checkpoint(run: RunFolder, which: str, *, as_json: bool) -> int:
     """Print the files and tensors of one."""
+    from dist_trainer.checkpoint.choose import choose
     from dist_trainer.checkpoint.inspection import inspect
 
     store = _store(run)
@@ -63,33 +62,6 @@ def inspect_checkpoint(run: RunFolder, which: str, *, as_json: bool) -> int:
     return 0
 
 
-def choose(checkpoints: "list[Checkpoint]", which: str, config: CheckpointConfig) -> "Checkpoint":
-    """`last`, `best` (by checkpoint.keep_best, else val/loss), a step or a folder's name, of a newest-first list.
-
-    Raises UsageError that names those that are there.
-    """
-    if which == "last" and checkpoints:
-        return checkpoints[0]
-    if which == "best":
-        return _best(checkpoints, config.keep_best or BestConfig())
-    for checkpoint in checkpoints:
-        if which in (str(checkpoint.step), checkpoint.name):
-            return checkpoint
-    there = ", ".join(str(each.step) for each in checkpoints[:LIST_LIMIT])
-    raise UsageError(
-        f"no checkpoint {which!r}; {f'there are steps {there}' if there else 'none was saved yet'}"
-    )
-
-
-def _best(checkpoints: "list[Checkpoint]", config: BestConfig) -> "Checkpoint":
-    from dist_trainer.checkpoint.retention import best
-
-    found = best(checkpoints, config)
-    if found is None:
-        raise UsageError(f"no checkpoint has {config.metric}, so none is the best; use last or a step")
-    return found
-
-
 def _problem(store: "CheckpointStore", checkpoint: "Checkpoint") -> str | None:
     try:
         store.verify(checkpoint)
@@ -106,16 +78,9 @@ def _settings(run: RunFolder) -> CheckpointConfig:
 
 
 def _store(run: RunFolder) -> "CheckpointStore":
-    from dist_trainer.adapters.storage import Storage
-    from dist_trainer.checkpoint.store import CheckpointStore
+    from dist_trainer.checkpoint.choose import open_store
 
-    info, folder = run.info(), _settings(run).folder
-    if folder is None:
-        url = str(run.checkpoints)
-    else:  # a relative folder is relative to where the run was begun
-        base = folder if "://" in folder else str(info.working_folder / folder)
-        url = f"{base.rstrip('/')}/{info.run_id}"
-    return CheckpointStore(Storage(url), fence=0, highest_fence=run.highest_fence)
+    return open_store(run, _settings(run))
 
 
 def _row(checkpoint: "Checkpoint") -> dict[str, Any]:

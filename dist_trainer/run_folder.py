@@ -124,6 +124,14 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint_url(self, folder: str | None) -> str:
+        """Where the checkpoints are, given checkpoint.folder: a local path, or a place in a store."""
+        if folder is None:
+            return str(self.checkpoints)
+        info = self.info()
+        base = folder if "://" in folder else str(info.working_folder / folder)
+        return f"{base.rstrip('/')}/{info.run_id}"
+
     @property
     def attempts_path(self) -> Path:
         return self.path / "attempts.jsonl"

@@ -93,7 +93,8 @@ def test_files_and_values_may_be_mixed(tmp_path: Path) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """A run with checkpoints at the steps 10, 20 and 30, the first one the best."""
-    run = RunFolder.create(tmp_path / "runs" / "run", CONFIG, working_folder=tmp_path)
+    config = f"{CONFIG}checkpoint: {{keep_best: {{metric: val/loss}}}}\n"
+    run = RunFolder.create(tmp_path / "runs" / "run", config, working_folder=tmp_path)
     store = CheckpointStore(
         Storage(str(run.checkpoints)), fence=run.new_fence({}), highest_fence=run.highest_fence
     )
@@ -133,7 +134,10 @@ def test_inspect_shows_the_checkpoint_that_is_meant(run: RunFolder, which: str, 
 
 def test_inspect_names_the_steps_that_are_there(run: RunFolder) -> None:
     result = invoke("checkpoint", "inspect", "run", "--checkpoint", "25")
-    assert (result.exit_code, result.stderr) == (2, "no checkpoint '25'; there are steps 30, 20, 10\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "--checkpoint 25: no such checkpoint; there are steps 30, 20, 10\n",
+    )
 
 
 @pytest.mark.timeout(120)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from dist_trainer.checkpoint.choose import choose, open_store
 from dist_trainer.config.load import dump_config, load_config
 from dist_trainer.errors import UsageError
-from dist_trainer.inference import choose, main, write_predictions
+from dist_trainer.inference import main, write_predictions
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.launchers import infer
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.training.saves import open_store
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(120)
@@ -102,23 +102,24 @@ def test_csv_has_one_line_a_row_and_one_column_a_number(tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_is_kept_and_found(run: RunFolder) -> None:
-    config = load_config([run.config_path]).config
-    store = open_store(run, config.checkpoint)
-    best = choose(store, "best", config.checkpoint.keep_best)
+    config = load_config([run.config_path]).config.checkpoint
+    there = open_store(run, config).list()
+    best = choose(there, "best", config)
     values = [
         line["values"]["val/accuracy"] for line in journal(run) if "val/accuracy" in line.get("values", {})
     ]
     assert best.metrics["val/accuracy"] == max(values)
-    assert choose(store, "last", None).step == 40
-    assert choose(store, str(best.step), None) == best
+    assert choose(there, "last", config).step == 40
+    assert choose(there, str(best.step), config) == choose(there, best.name, config) == best
 
 
 def test_a_checkpoint_that_is_not_there_is_said_with_those_that_are(run: RunFolder) -> None:
-    store = open_store(run, load_config([run.config_path]).config.checkpoint)
-    with pytest.raises(UsageError, match=r"--checkpoint 7: .* steps there: 40"):
-        choose(store, "7", None)
+    config = load_config([run.config_path]).config.checkpoint
+    there = open_store(run, config).list()
+    with pytest.raises(UsageError, match="--checkpoint 7: no such checkpoint; there are steps 40"):
+        choose(there, "7", config)
     with pytest.raises(UsageError, match=r"checkpoint\.keep_best"):
-        choose(store, "best", None)
+        choose(there, "best", config.model_copy(update={"keep_best": None}))
 
 
 def test_the_commands_print_one_object_and_leave_nothing(

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dist_trainer.adapters.files import replace_file
+from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.config.changes import LENGTHS, Change, changes, describe, unaccepted
 from dist_trainer.config.load import Loaded, dump_config, read_config
 from dist_trainer.config.schema import Config
@@ -44,9 +45,7 @@ def is_done(run: RunFolder, loaded: Loaded, allow_change: Sequence[str]) -> bool
 
 def _has_saved(run: RunFolder, config: Config) -> bool:
     """Whether there is something that a changed configuration could spoil."""
-    if config.checkpoint.folder is None:
-        return any(run.checkpoints.glob("*/COMMIT.json"))
-    return any(line["event"] == "end" and line.get("last_step") for line in run.attempts())
+    return bool(open_store(run, config.checkpoint).list())
 
 
 def _refusal(run: RunFolder, refused: Sequence[Change]) -> str:

@@ -32,10 +32,7 @@ class Ending:
     @property
     def checkpoints(self) -> str:
         """The folder or URL that holds the checkpoints."""
-        folder = self.config.checkpoint.folder
-        if folder is None:
-            return str(self.run.checkpoints)
-        return f"{folder.rstrip('/')}/{self.run.info().run_id}" if "://" in folder else folder
+        return self.run.checkpoint_url(self.config.checkpoint.folder)
 
 
 def show_results(ending: Ending, console: Console) -> None:

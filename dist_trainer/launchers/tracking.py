@@ -8,9 +8,11 @@ from dist_trainer.config.schema import TrackingConfig
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking import mlflow_sync
 from dist_trainer.tracking.heartbeat import read_heartbeat
+from dist_trainer.tracking.settings import RunSettings
 from dist_trainer.tracking.sync_state import SyncState, count_left
 
 _DRAIN_S = 10.0
+_FIRST_START_S = 60.0
 
 
 class Tracking:
@@ -30,11 +32,17 @@ class Tracking:
         if beat and beat.attempt >= self._attempt and beat.step >= 1:
             self._start(report)
 
-    def finish(self, *, hurry: Callable[[], bool]) -> None:
-        """Wait until everything is sent, ten seconds at most; the rest is for `dist-trainer sync`."""
+    def finish(self, report: Callable[[str], None], *, hurry: Callable[[], bool]) -> None:
+        """Wait until everything is sent; the rest is for `dist-trainer sync`.
+
+        A server that does not answer is waited for ten seconds. A file always answers: what takes time there
+        is only the start of MLflow, when the training was shorter than that.
+        """
+        self.start_when_training(report)
         if self._process is None:
             return
-        deadline = time.monotonic() + _DRAIN_S
+        is_server = RunSettings.read(self._run).is_server
+        deadline = time.monotonic() + (_DRAIN_S if is_server else _FIRST_START_S)
         while self._process.poll() is None and time.monotonic() < deadline and not hurry():
             time.sleep(0.05)
         if self._process.poll() is None:

@@ -86,7 +86,9 @@ def _launch(
     finally:
         progress.close()
         asked_before = requests.stopping
-        tracking.finish(hurry=lambda: requests.urgent or (requests.stopping and not asked_before))
+        tracking.finish(
+            progress.say, hurry=lambda: requests.urgent or (requests.stopping and not asked_before)
+        )
     return _ending(run, config, outcome, tracking)
 
 

@@ -32,11 +32,10 @@ class RunSettings:
         info = run.info()
         tracking = TrackingConfig.model_validate(_section(config, "tracking"))
         uri = tracking.uri and resolve_uri(tracking.uri, info.working_folder)
-        checkpoints, remote = run.checkpoints, ""
-        if folder := _section(config, "checkpoint").get("folder"):
-            place = f"{folder.rstrip('/')}/{info.run_id}"
-            remote = redact(place) if "://" in place and not place.startswith("file://") else ""
-            checkpoints = info.working_folder / place.removeprefix("file://")
+        place = run.checkpoint_url(_section(config, "checkpoint").get("folder"))
+        is_local = "://" not in place or place.startswith("file://")
+        checkpoints = Path(place.removeprefix("file://")) if is_local else run.checkpoints
+        remote = "" if is_local else redact(place)
         return cls(run.path.name, uri, tracking.experiment, checkpoints, remote)
 
     @property

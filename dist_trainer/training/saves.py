@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dist_trainer.adapters.storage import Buffer, Storage
+from dist_trainer.adapters.storage import Buffer
+from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.checkpoint.state import decode, encode
-from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
+from dist_trainer.checkpoint.store import Checkpoint
 from dist_trainer.checkpoint.writer import Checkpointer, State
 from dist_trainer.config.schema import CheckpointConfig
 from dist_trainer.errors import NoProgress
@@ -130,14 +131,6 @@ class Saves:
     def _report(self, message: str) -> None:
         print(message, flush=True)
         self._attempt.journal.event("alarm", message=message)
-
-
-def open_store(
-    run: RunFolder, config: CheckpointConfig, *, fence: int = 0, report: Callable[[str], None] = print
-) -> CheckpointStore:
-    """The run's checkpoints: in its folder, or under its id in the configured store. Fence 0 is for readers."""
-    url = f"{config.folder.rstrip('/')}/{run.info().run_id}" if config.folder else str(run.checkpoints)
-    return CheckpointStore(Storage(url), fence=fence, highest_fence=run.highest_fence, report=report)
 
 
 def refuse_standstill(run: RunFolder, step: int) -> None:

@@ -1,11 +1,14 @@
 """Which run may go on with which configuration."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.config.load import Loaded, dump_config, load_config
+from dist_trainer.config.schema import Config
 from dist_trainer.errors import UsageError
 from dist_trainer.launchers.existing import existing_run, is_done, move_aside, rewrite_config
 from dist_trainer.run_folder import RunFolder, Status
@@ -21,6 +24,11 @@ train: {epochs: 1}
 Load = Callable[..., Loaded]
 
 
+def save(run: RunFolder, config: Config) -> None:
+    """Commit an empty checkpoint."""
+    open_store(run, config.checkpoint, fence=run.new_fence({})).commit(4, {"training.json": b"{}"}, {})
+
+
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
     """The configuration with overrides."""
@@ -33,8 +41,7 @@ def load(tmp_path: Path) -> Load:
 def trained(load: Load, tmp_path: Path) -> RunFolder:
     """A finished run with a checkpoint."""
     run = RunFolder.create(tmp_path / "runs" / "small", dump_config(load().config), working_folder=tmp_path)
-    (run.checkpoints / "step-4").mkdir()
-    (run.checkpoints / "step-4" / "COMMIT.json").touch()
+    save(run, load().config)
     run.write_status(Status("finished", step=4))
     return run
 
@@ -67,19 +74,17 @@ def test_a_changed_configuration_is_refused_with_the_difference_and_the_remedy(
 
 
 def test_a_run_that_saved_nothing_takes_any_configuration(trained: RunFolder, load: Load) -> None:
-    (trained.checkpoints / "step-4" / "COMMIT.json").unlink()
+    shutil.rmtree(trained.checkpoints)
     trained.write_status(Status("failed"))
     assert not is_done(trained, load("optimizer.lr=0.2"), [])
 
 
-def test_a_run_with_remote_checkpoints_saved_something_if_an_attempt_took_steps(
-    load: Load, tmp_path: Path
-) -> None:
-    far = "checkpoint.folder=s3://bucket/somewhere"
+def test_checkpoints_in_another_store_count_too(load: Load, tmp_path: Path) -> None:
+    far = "checkpoint.folder=memory://bucket/somewhere"
     config = dump_config(load(far).config)
     run = RunFolder.create(tmp_path / "runs" / "small", config, working_folder=tmp_path)
     assert not is_done(run, load(far, "seed=1"), [])
-    run.record({"event": "end", "attempt": 1, "last_step": 7})
+    save(run, load(far).config)
     with pytest.raises(UsageError, match="seed: 0 -> 1"):
         is_done(run, load(far, "seed=1"), [])
 
