@@ -79,8 +79,8 @@ def test_a_run_that_saved_nothing_takes_any_configuration(trained: RunFolder, lo
     assert not is_done(trained, load("optimizer.lr=0.2"), [])
 
 
-def test_checkpoints_in_another_store_count_too(load: Load, tmp_path: Path) -> None:
-    far = "checkpoint.folder=memory://bucket/somewhere"
+def test_checkpoints_in_another_folder_count_too(load: Load, tmp_path: Path) -> None:
+    far = "checkpoint.folder=elsewhere"
     config = dump_config(load(far).config)
     run = RunFolder.create(tmp_path / "runs" / "small", config, working_folder=tmp_path)
     assert not is_done(run, load(far, "seed=1"), [])
