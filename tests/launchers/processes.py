@@ -64,6 +64,11 @@ class Command:
         except OSError:
             return False
 
+    def kill_other(self, pid: int) -> None:
+        """SIGKILL of one of the processes that came of the command."""
+        assert pid in self.others(), f"{pid} is none of {self.others()}"
+        os.kill(pid, signal.SIGKILL)
+
     def forkserver(self) -> int:
         """The forkserver's pid: the one child of the command that runs multiprocessing.forkserver."""
         for pid, line in self.others().items():

@@ -135,3 +135,13 @@ def trained_rows(folder: Path) -> dict[int, list[int]]:
             by_attempt = steps.setdefault(record["step"], {})
             by_attempt.setdefault(record["attempt"], []).extend(record["rows"])
     return {step: sorted(by_attempt[max(by_attempt)]) for step, by_attempt in sorted(steps.items())}
+
+
+class Slow(Hook):
+    """Gives a test the time to hit a step."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_step(self, trainer: Trainer, step: int, result: Any) -> None:
+        time.sleep(self.seconds)

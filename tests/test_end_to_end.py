@@ -1,0 +1,215 @@
+"""The main job through the command itself: three ranks, real kills, S3, MLflow; the same weights every time."""
+
+import hashlib
+import json
+import random
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_trainer.adapters.storage import Storage
+from dist_trainer.tracking.heartbeat import read_heartbeat
+from tests.launchers.processes import Command, wait_for
+from tests.object_store import bucket, open_storage, s3_endpoint  # noqa: F401
+
+pytestmark = pytest.mark.timeout(180)
+CONFIG = """
+name: run
+seed: 3
+model: {target: tests.training.recipes.Net}
+data:
+  train: {target: tests.training.recipes.Noisy}
+  val: {target: tests.training.recipes.Noisy, length: 50, noise: 0.0}
+  global_batch_size: 14
+  num_workers: 2
+loss: {target: torch.nn.CrossEntropyLoss}
+metrics: {accuracy: {target: dist_trainer.training.metrics.Accuracy}}
+optimizer: {target: torch.optim.SGD, lr: 0.05, momentum: 0.9}
+scheduler: {target: torch.optim.lr_scheduler.CosineAnnealingLR, warmup_steps: 5}
+hooks: [{target: tests.training.recipes.Slow, seconds: 0.01}]
+train: {epochs: 12, accumulate_steps: 2, eval_every_epochs: 3}
+ddp: {bucket_cap_mb: 0.01}
+checkpoint: {every_steps: 10}
+tracking: {uri: null, log_every_steps: 1}
+launch: {device: cpu, workers_per_node: 3, timeout_s: 30}
+"""
+STEPS = 12 * 8
+
+
+class Training:
+    """One run in a folder of its own, trained by the command."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        self.folder, self.overrides = folder, overrides
+        self.run = folder / "runs" / "run"
+        self.commands: list[Command] = []
+        (folder / "run.yaml").write_text(CONFIG)
+
+    def start(self) -> Command:
+        arguments = [sys.executable, "-m", "dist_trainer.cli", "train", "run.yaml", *self.overrides]
+        self.commands.append(Command(*arguments, folder=self.folder))
+        return self.commands[-1]
+
+    def finish(self) -> None:
+        command = self.start()
+        code = command.finish(timeout_s=90)
+        assert code == 0, command.stderr + command.stdout
+
+    def wait_for_step(self, step: int, rank: int = 0) -> int:
+        """Wait until the rank has got to the step in the newest attempt; its pid."""
+        attempts = sum('"start"' in line for line in self.attempts())
+        path = self.run / "heartbeat" / f"rank-{rank}"
+
+        def there() -> bool:
+            beat = read_heartbeat(path)
+            return beat is not None and beat.step >= step and beat.attempt >= max(1, attempts)
+
+        wait_for(there, timeout_s=60, what=f"step {step}")
+        beat = read_heartbeat(path)
+        assert beat is not None
+        return beat.pid
+
+    def attempts(self) -> list[str]:
+        path = self.run / "attempts.jsonl"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def digest(self) -> str:
+        newest = max(path.parent.name for path in self.run.glob("checkpoints/*/COMMIT.json"))
+        model = self.run / "checkpoints" / newest / "model.safetensors"
+        assert newest.startswith(f"step-{STEPS:09d}")
+        return hashlib.sha256(model.read_bytes()).hexdigest()
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads((self.run / "status.json").read_text())
+        return status
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[type[Training]]:
+    """Trainings whose every process is gone after the test."""
+    started: list[Training] = []
+
+    class Watched(Training):
+        def __init__(self, folder: Path, *overrides: str) -> None:
+            folder.mkdir(exist_ok=True)
+            super().__init__(folder, *overrides)
+            started.append(self)
+
+    yield Watched
+    for one in started:
+        for command in one.commands:
+            try:
+                left = command.others()
+                wait_for(lambda command=command: not command.others(), timeout_s=2, what=f"left: {left}")
+            finally:
+                command.end()
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of a run that nobody touched."""
+    reference = Training(tmp_path_factory.mktemp("untouched"))
+    reference.finish()
+    return reference.digest()
+
+
+def test_a_killed_worker_is_restarted_within_the_command(
+    training: type[Training], tmp_path: Path, untouched: str
+) -> None:
+    one = training(tmp_path)
+    command = one.start()
+    rank, step = random.Random(1).randrange(3), random.Random(2).randrange(15, 70)
+    pid = one.wait_for_step(step, rank)
+    command.kill_other(pid)
+    assert command.finish(timeout_s=90) == 0
+    assert (
+        "was killed by SIGKILL" in command.stdout and "Restarting from the last checkpoint" in command.stdout
+    )
+    assert one.digest() == untouched
+    starts = [json.loads(line) for line in one.attempts() if '"start"' in line]
+    assert [each["attempt"] for each in starts] == [1, 2]
+    assert starts[1]["first_step"] <= step + 1
+
+
+def test_the_killed_command_leaves_no_process_and_the_next_one_goes_on_in_the_same_mlflow_run(
+    training: type[Training], tmp_path: Path, untouched: str
+) -> None:
+    one = training(tmp_path, "tracking.uri=sqlite:///mlflow.db")
+    command = one.start()
+    one.wait_for_step(random.Random(3).randrange(25, 80))
+    command.send(signal.SIGKILL)
+    command.finish()
+    # the process that carries metrics to MLflow may take some seconds more to send what there is
+    wait_for(lambda: all("mlflow_sync" in line for line in command.others().values()), timeout_s=2)
+    one.finish()
+    assert one.digest() == untouched
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+        steps = database.execute("select step from metrics where key = 'train/loss' order by step").fetchall()
+    database.close()
+    assert steps == [(step,) for step in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 75), (signal.SIGUSR2, 75)])
+def test_a_stopped_command_saves_and_goes_on(
+    training: type[Training], tmp_path: Path, untouched: str, number: signal.Signals, code: int
+) -> None:
+    one = training(tmp_path)
+    command = one.start()
+    one.wait_for_step(33)
+    command.send_to_group(number)
+    assert command.finish() == code
+    saved = one.status()["step"]
+    assert one.status()["state"] == "stopped" and saved >= 33
+    assert f"saved at step {saved}; the same command goes on from there" in command.stdout
+    one.finish()
+    assert one.digest() == untouched
+    again = one.start()
+    assert again.finish() == 0
+    assert "run run is finished" in again.stdout
+
+
+def test_checkpoints_in_an_object_store_are_gone_on_from(
+    training: type[Training],
+    tmp_path: Path,
+    untouched: str,
+    bucket: str,  # noqa: F811
+    open_storage: Callable[..., Storage],  # noqa: F811
+) -> None:
+    one = training(tmp_path, f"checkpoint.folder={bucket}/checkpoints", "launch.max_restarts=0")
+    command = one.start()
+    command.kill_other(one.wait_for_step(40, rank=1))
+    assert command.finish() == 1
+    assert "rank 1 was killed by SIGKILL" in command.stderr
+    one.finish()
+    run_id = json.loads((one.run / "run.json").read_text())["run_id"]
+    storage = open_storage(f"{bucket}/checkpoints/{run_id}")
+    newest = max(storage.list())
+    assert hashlib.sha256(bytes(storage.read(f"{newest}/model.safetensors"))).hexdigest() == untouched
+
+
+def test_a_changed_configuration_is_refused_with_the_difference(
+    training: type[Training], tmp_path: Path, untouched: str
+) -> None:
+    one = training(tmp_path)
+    command = one.start()
+    one.wait_for_step(15)
+    command.send(signal.SIGINT)
+    assert command.finish() == 75
+    one.overrides = ("optimizer.lr=0.1", "launch.workers_per_node=2", "tracking.log_every_steps=5")
+    refused = one.start()
+    assert refused.finish() == 2
+    assert "optimizer.lr: 0.05 -> 0.1" in refused.stderr and "--allow-change optimizer.lr" in refused.stderr
+    assert "workers_per_node" not in refused.stderr, "another world size needs no flag"
+    one.overrides = (*one.overrides, "--allow-change", "optimizer.lr")
+    one.finish()
+    assert one.digest() != untouched
+    one.overrides = ("--fresh",)
+    one.finish()
+    assert one.digest() == untouched
+    assert (tmp_path / "runs" / "run-old-1" / "status.json").exists(), "nothing is deleted"
