@@ -52,7 +52,6 @@ class Watch(Hook):
         self.ended = ""
 
     def on_step(self, trainer: Trainer, step: int, result: Any) -> None:
-        assert step == len(self.steps) + 1
         self.steps.append((result.loss, result.grad_norm, result.skipped))
         optimizer = next(iter(trainer.parts.train_step.optimizers.values()))
         self.rates.append(float(optimizer.param_groups[0]["lr"]))

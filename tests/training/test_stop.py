@@ -1,0 +1,198 @@
+"""Stopping: handlers set a flag, ranks agree on one step, and what was interrupted is done again."""
+
+import os
+import signal
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dist_trainer.adapters.distributed import join
+from dist_trainer.errors import STOPPED
+from dist_trainer.training.metrics import Accuracy
+from dist_trainer.training.stop import Agreement, Signals, Stop
+from dist_trainer.training.trainer import Result, Scheduler
+from tests.ranks import run_ranks
+from tests.training.recipes import train, weights_digest
+from tests.training.small import Watch, journal, net, rows, sgd, trainer
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def exit_code_after(*requests: tuple[int, float]) -> int:
+    """Of a child that gets these signals, each followed by a wait, and then ends with 7 plus what it noted."""
+    child = os.fork()
+    if child == 0:
+        signals = Signals()
+        for number, wait_s in requests:
+            os.kill(os.getpid(), number)
+            time.sleep(wait_s)
+        os._exit(7 + signals.requested)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def send_signals() -> list[int]:
+    return [
+        exit_code_after((signal.SIGUSR2, 0)),
+        exit_code_after((signal.SIGINT, 0.1), (signal.SIGTERM, 0)),
+        exit_code_after((signal.SIGTERM, 0.05), (signal.SIGUSR2, 0)),
+        exit_code_after((signal.SIGTERM, 1.1), (signal.SIGTERM, 0)),
+    ]
+
+
+def test_a_signal_sets_a_flag_and_a_second_request_leaves_at_once() -> None:
+    (codes,) = run_ranks(1, send_signals)
+    assert codes == [7 + Stop.REQUEUE, 7 + Stop.END, 7 + Stop.END, STOPPED]
+
+
+def test_signals_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGUSR2)
+    Signals().restore()
+    assert signal.getsignal(signal.SIGUSR2) is before
+
+
+def exchange_on_ranks() -> dict[str, Any]:
+    group, signals = join("cpu", timeout_s=20), Signals()
+    agreement = Agreement(group, signals, first_step=10)
+    heard, saves, bad = [], [], 0
+    for step in range(11, 181):
+        time.sleep(0.002 + 0.002 * group.rank if step < 80 else 0.02)
+        wants = group.rank == 0 and step >= 60 and not saves
+        agreed = agreement.exchange(step, save=wants, bad_rows=group.rank)
+        if agreed:
+            heard.append(step)
+            bad += agreed.bad_rows
+            if agreed.save:
+                saves.append(step)
+    if group.rank == 1:
+        signals.requested = Stop.REQUEUE
+    last = agreement.now(181)
+    group.leave()
+    return {
+        "heard": heard,
+        "saves": saves,
+        "bad": bad + last.bad_rows,
+        "stop": last.stop,
+        "slow": last.slowest_step_s,
+    }
+
+
+def test_ranks_exchange_at_the_same_steps_as_often_as_time_allows() -> None:
+    results = run_ranks(3, exchange_on_ranks)
+    assert all(result == results[0] for result in results)
+    found = results[0]
+    strides = [b - a for a, b in pairwise(found["heard"])]
+    assert found["heard"][0] == 12, "the first answer comes after one step"
+    assert max(strides) > 15
+    assert strides[-1] < max(strides), "slower steps are exchanged about more often"
+    assert len(found["saves"]) == 1, "a save that was agreed is not asked for again"
+    assert found["bad"] == 170 * (0 + 1 + 2)
+    assert found["stop"] is Stop.REQUEUE
+    assert found["slow"] > 0
+
+
+class SignalAt(Watch):
+    """A signal to one rank after a step, once; steps are slow enough for it to be heard of."""
+
+    def __init__(self, rank: int, step: int, number: int, marker: Path) -> None:
+        super().__init__()
+        self.rank, self.step, self.number, self.marker = rank, step, number, marker
+
+    def on_step(self, trainer: Any, step: int, result: Any) -> None:
+        time.sleep(0.03)
+        if trainer.attempt.group.rank == self.rank and step == self.step and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "number", "reason"), [(2, signal.SIGTERM, "SIGTERM or SIGINT"), (3, signal.SIGUSR2, "SIGUSR2")]
+)
+def test_one_ranks_signal_stops_all_at_one_step_and_the_resumed_run_is_the_untouched_one(
+    ranks: int, number: int, reason: str, tmp_path: Path
+) -> None:
+    for name in ("untouched", "stopped"):
+        (tmp_path / name).mkdir()
+    options = {"checkpoint.every_steps": 1000}
+    run_ranks(ranks, train, str(tmp_path / "untouched"), options)
+    hooks = (SignalAt(ranks - 1, 4, number, tmp_path / "sent"),)
+    stopped = run_ranks(ranks, train, str(tmp_path / "stopped"), options, hooks)
+    assert {(each.state, each.reason) for each in stopped} == {("stopped", reason)}
+    assert len({each.step for each in stopped}) == 1
+    assert 4 < stopped[0].step < 24
+    resumed = run_ranks(ranks, train, str(tmp_path / "stopped"), options)
+    assert {(each.state, each.step) for each in resumed} == {("finished", 24)}
+    assert weights_digest(tmp_path / "stopped") == weights_digest(tmp_path / "untouched")
+
+
+class Interrupting(Accuracy):
+    """Sends a signal to one rank in the midst of its n-th evaluation, once."""
+
+    def __init__(self, marker: Path | None, rank: int, at: int) -> None:
+        super().__init__()
+        self.marker, self.rank, self.at, self.calls = marker, rank, at, 0
+
+    def measure(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        mine = int(os.environ["RANK"]) == self.rank
+        if self.marker is not None and mine and self.calls == self.at and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return super().measure(output, target)
+
+
+def train_watched(folder: str, marker: Path | None, at: int, test: bool) -> tuple[Result, float, list[str]]:
+    watch, model = Watch(), net()
+    fit = trainer(
+        folder,
+        "run",
+        {
+            "train.epochs": 4,
+            "data.global_batch_size": 8,
+            "data.eval_batch_size": 2,
+            "train.early_stopping": {"metric": "val/loss", "patience": 3},
+            "checkpoint.keep_best": {"metric": "val/loss"},
+        },
+        model=model,
+        val=rows(12),
+        test=rows(8) if test else None,
+        metrics={"accuracy": Interrupting(marker, 1, at)},
+        optimizer=lambda model: sgd(model),
+        scheduler=Scheduler(
+            lambda each, steps: torch.optim.lr_scheduler.ReduceLROnPlateau(each, patience=0, threshold=0.05),
+            metric="val/loss",
+        ),
+        hooks=[watch],
+    )
+    result = fit.fit()
+    rate = fit.parts.train_step.optimizers["main"].param_groups[0]["lr"]
+    store = Path(folder) / "run" / "checkpoints"
+    return result, rate, sorted({path.parent.name[:14] for path in store.glob("*/COMMIT.json")})
+
+
+@pytest.mark.parametrize(
+    "at", [5, 11, 13]
+)  # in the second, the last and the test evaluation; three calls each
+def test_an_interrupted_evaluation_is_discarded_by_all_and_done_again(at: int, tmp_path: Path) -> None:
+    expected = run_ranks(2, train_watched, str(tmp_path / "untouched"), None, 0, True)
+    folder = str(tmp_path / "stopped")
+    stopped = run_ranks(2, train_watched, folder, tmp_path / "sent", at, True)
+    assert {(each[0].state, each[0].reason) for each in stopped} == {("stopped", "SIGUSR2")}
+    assert len({each[0].step for each in stopped}) == 1
+    resumed = run_ranks(2, train_watched, folder, None, 0, True)
+    assert resumed == expected
+    values = {
+        name: {
+            (line["step"], key): value
+            for line in journal(tmp_path / name, "run")
+            if line["kind"] == "metrics"
+            for key, value in line["values"].items()
+            if key.startswith(("val/", "test/"))
+        }
+        for name in ("untouched", "stopped")
+    }
+    assert values["stopped"] == values["untouched"]
