@@ -1,16 +1,16 @@
 """The exceptions a user can meet, each with the exit code its command ends with.
 
-    DistTrainerError            1   anything else
-    ├── ConfigError             2   the configuration: every problem found, one per line
-    ├── UsageError              2   the command or the run folder it was given: changed configuration, live writer
-    ├── DataError               1   a row that cannot be read, a data set that does not fit
-    ├── NonFiniteError          1   the loss or a gradient became NaN or infinite
-    ├── StorageError            1   the checkpoint store is gone or breaks a promise the commit needs
-    │   └── CorruptCheckpoint   1   one checkpoint's bytes are not those that were committed
-    ├── NoUsableCheckpoint      65  checkpoints exist and none of them is good
-    ├── FencedOut               1   a newer attempt of the same run has taken over
-    ├── NoProgress              93  three resumes without a new checkpoint: do not requeue
-    └── WorkersFailed           1   a rank failed, with its own error as the message
+DistTrainerError            1   anything else
+├── ConfigError             2   the configuration: every problem found, one per line
+├── UsageError              2   the command or the run folder it was given: changed configuration, live writer
+├── DataError               1   a row that cannot be read, a data set that does not fit
+├── NonFiniteError          1   the loss or a gradient became NaN or infinite
+├── StorageError            1   the checkpoint store is gone or breaks a promise the commit needs
+│   └── CorruptCheckpoint   1   one checkpoint's bytes are not those that were committed
+├── NoUsableCheckpoint      65  checkpoints exist and none of them is good
+├── FencedOut               1   a newer attempt of the same run has taken over
+├── NoProgress              93  three resumes without a new checkpoint: do not requeue
+└── WorkersFailed           1   a rank failed, with its own error as the message
 """
 
 from typing import ClassVar

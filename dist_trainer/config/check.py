@@ -19,7 +19,9 @@ from dist_trainer.config.schema import Config, OptimizerConfig
 from dist_trainer.config.yaml_rules import read_yaml, write_yaml
 from dist_trainer.errors import ConfigError
 
-FILLED_IN = frozenset({"T_max", "total_steps", "total_iters"})  # the length of the training, which the toolkit knows
+FILLED_IN = frozenset(
+    {"T_max", "total_steps", "total_iters"}
+)  # the length of the training, which the toolkit knows
 Pairs = Iterator[tuple[str, str]]
 
 
