@@ -1,0 +1,159 @@
+"""The loop: hooks, lengths, the journal, checkpoints' metrics, and going on after any end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dist_trainer.errors import NoProgress
+from dist_trainer.run_folder import RunFolder
+from dist_trainer.training.saves import refuse_standstill
+from dist_trainer.training.trainer import Scheduler
+from tests.ranks import run_ranks
+from tests.training.small import Watch, journal, message_of, net, rows, sgd, trainer, vector
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def train_with_everything(folder: str) -> dict[str, Any]:
+    watch, model = Watch(), net()
+    fit = trainer(
+        folder,
+        "all",
+        {
+            "train.epochs": 4,
+            "data.global_batch_size": 6,
+            "checkpoint.every_steps": 3,
+            "checkpoint.keep_last": 20,
+            "checkpoint.keep_best": {"metric": "val/loss"},
+            "train.profile": {"steps": [1, 2]},
+        },
+        model=model,
+        val=rows(9),
+        test=rows(5),
+        optimizer=sgd(model),
+        scheduler=Scheduler(
+            lambda each, steps: torch.optim.lr_scheduler.PolynomialLR(each, steps), warmup_steps=2
+        ),
+        hooks=[watch],
+    )
+    result = fit.fit()
+    again = fit.fit()
+    return {"result": result, "again": again, "watch": watch, "weights": vector(model)}
+
+
+def test_a_run_is_told_whole(tmp_path: Path) -> None:
+    results = run_ranks(2, train_with_everything, str(tmp_path))
+    found = results[0]
+    result, watch = found["result"], found["watch"]
+    assert (result.state, result.step, watch.ended) == ("finished", 16, "finished")
+    assert set(result.metrics) == {"val/loss", "test/loss"}
+    assert [each["step"] for each in watch.evaluations] == [4, 8, 12, 16]
+    assert len(watch.steps) == 16
+    assert found["again"] == result, "a finished run goes nowhere"
+
+    run = RunFolder.open(tmp_path / "all")
+    lines = journal(tmp_path, "all")
+    rates = {
+        line["step"]: line["values"]["learning_rate"]
+        for line in lines
+        if line["kind"] == "metrics" and "learning_rate" in line["values"]
+    }
+    assert rates[1] == pytest.approx(0.05), "the rate that the step was made with"
+    assert rates[3] == pytest.approx(0.1)
+    assert list(rates) == list(range(1, 17))
+    started = [line for line in lines if line["kind"] == "started"]
+    assert (started[0]["total_steps"], started[0]["steps_per_epoch"]) == (16, 4)
+    assert [line["first_step"] for line in started] == [0, 16]
+    assert [line["cause"] for line in run.attempts() if line["event"] == "end"] == ["finished"] * 2
+    assert run.read_status().results == pytest.approx(result.metrics)
+    assert all((tmp_path / "all" / "profile" / f"rank-{rank}.json").exists() for rank in (0, 1))
+
+    commits = sorted((tmp_path / "all" / "checkpoints").glob("*/MANIFEST.json"))
+    about = {path.parent.name: json.loads(path.read_text())["info"]["metrics"] for path in commits}
+    values = {each["step"]: each["val/loss"] for each in watch.evaluations}
+    for name, metrics in about.items():
+        step = int(name[5:14])
+        assert metrics == ({"val/loss": values[step]} if step in values else {}), name
+    best = min(values, key=lambda step: values[step])
+    assert f"step-{best:09d}-f0001" in about
+    assert not any(name.endswith("f0002") for name in about), "nothing new was saved for a finished run"
+
+
+def train_in_two_parts(folder: str) -> dict[str, Any]:
+    found = {}
+    for name, lengths in {"whole": [12], "parts": [5, 12]}.items():
+        for steps in lengths:
+            model = net()
+            fit = trainer(
+                folder,
+                name,
+                {"train.steps": steps, "data.global_batch_size": 6},
+                model=model,
+                optimizer=sgd(model),
+            )
+            result = fit.fit()
+            assert (result.state, result.step) == ("finished", steps)
+        found[name] = vector(model)
+    return found
+
+
+def test_more_steps_go_on_where_a_finished_run_ended(tmp_path: Path) -> None:
+    for found in run_ranks(2, train_in_two_parts, str(tmp_path)):
+        assert torch.equal(found["whole"], found["parts"])
+
+
+def train_alone_after_a_failure(folder: str) -> list[str]:
+    import os
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name)
+    model = net()
+    broken = trainer(folder, "alone", model=model, loss=lambda output, target: output.sum() * torch.nan)
+    failed = message_of(broken.fit)
+    loss = nn.CrossEntropyLoss()
+    first = trainer(folder, "first", model=net(), loss=loss).fit().state
+    second = trainer(
+        folder, "second", model=net(), loss=loss, val=rows(5), settings={"train.early_stopping": {}}
+    )
+    return [failed, first, second.fit().state, loss.reduction]
+
+
+def test_a_process_of_its_own_may_try_again_after_a_failure(tmp_path: Path) -> None:
+    failed, first, second, reduction = run_ranks(1, train_alone_after_a_failure, str(tmp_path))[0]
+    assert failed.startswith("NonFiniteError: step 1: ")
+    assert (first, second, reduction) == ("finished", "finished", "mean")
+
+
+def train_until_no_better(folder: str) -> tuple[int, list[float]]:
+    watch = Watch()
+    result = trainer(
+        folder,
+        "stopping",
+        {"train.epochs": 30, "data.global_batch_size": 8, "train.early_stopping": {"patience": 2}},
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=3.0),
+        val=rows(30, "class"),
+        hooks=[watch],
+    ).fit()
+    return result.step, [each["val/loss"] for each in watch.evaluations]
+
+
+def test_early_stopping_ends_a_run_as_finished(tmp_path: Path) -> None:
+    step, losses = run_ranks(2, train_until_no_better, str(tmp_path))[0]
+    assert step == 3 * len(losses) < 90
+    assert min(losses[:-2]) <= min(losses[-2:])
+
+
+def test_three_resumes_without_progress_are_one_too_many_unless_one_finished(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", "name: run\n", working_folder=tmp_path)
+    for _ in range(3):
+        refuse_standstill(run, 40)
+        run.record({"event": "start", "attempt": 1, "first_step": 40})
+    with pytest.raises(NoProgress, match="all started from the checkpoint of step 40"):
+        refuse_standstill(run, 40)
+    refuse_standstill(run, 41)
+    run.record({"event": "end", "attempt": 1, "cause": "finished", "exit_code": 0})
+    refuse_standstill(run, 40)
