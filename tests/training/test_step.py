@@ -250,8 +250,10 @@ def test_seeds_differ_by_step_rank_and_phase_and_repeat() -> None:
         seed_step(*key)
         drawn[key] = float(torch.rand(()))
     assert len(set(drawn.values())) == 5
+    queued = len(torch.cuda._queued_calls)
     seed_step(0, 1, 0, 0)
     assert float(torch.rand(())) == drawn[0, 1, 0, 0]
+    assert len(torch.cuda._queued_calls) == queued, "torch must not note down every step"
 
 
 def test_fp32_needs_no_autocast() -> None:
