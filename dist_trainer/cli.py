@@ -82,6 +82,19 @@ def train(
 
 
 @app.command()
+def prepare(arguments: Arguments, runs: Runs = RUNS, as_json: Json = False) -> None:
+    """Make a run's folder without training it, and print its path: torchrun -m dist_trainer.worker takes that."""
+    loaded = _load(arguments)
+    from dist_trainer.launchers.prepare import prepare as make
+
+    run = make(loaded, runs=runs)
+    if as_json:
+        _print_json({"run": loaded.config.name, "folder": str(run.path)})
+    else:
+        print(run.path)
+
+
+@app.command()
 def evaluate(
     run: Run,
     split: Split = "test",

@@ -96,7 +96,9 @@ def _print_rows(rows: list[dict[str, Any]], otherwise: str) -> None:
     if not rows:
         print(otherwise)
         return
-    table = Table(*rows[0], box=None)
+    table = Table(box=None)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")  # a name cut short could not be asked for
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     Console(markup=False, highlight=False, soft_wrap=True).print(table)

@@ -25,7 +25,7 @@ from dist_trainer.config.schema import Config, DataSettings, SchedulerConfig, Se
 from dist_trainer.config.targets import build, fill, import_target
 from dist_trainer.data.split import split_dataset
 from dist_trainer.errors import ConfigError, DistTrainerError
-from dist_trainer.run_folder import RunFolder, find_run
+from dist_trainer.run_folder import RunFolder, Status, find_run
 from dist_trainer.tracking.heartbeat import read_heartbeat
 from dist_trainer.training.optimizer import check_schedule_unit, fill_schedule_length, make_optimizer
 from dist_trainer.training.stop import Signals
@@ -174,6 +174,8 @@ def fail(run: RunFolder, error: BaseException) -> NoReturn:
         beat = read_heartbeat(run.heartbeat_path(place.rank))
         step = beat.step if beat and beat.pid == os.getpid() else None
         run.write_error(run.highest_fence(), place.rank, error=error, step=step, exit_code=code)
+        if place.fence is None:  # no agent of ours does it
+            run.write_status(Status("failed", str(error), step))
         if isinstance(error, DistTrainerError):
             sys.stderr.write(f"rank {place.rank}: {error}\n")
         else:

@@ -5,7 +5,7 @@
 #   launch/one_gpu_node.sh configs/mnist_mlp.yaml                      one worker per GPU
 #   WORKERS=4 RESTARTS=0 launch/one_gpu_node.sh configs/mnist_mlp.yaml optimizer.lr=0.05
 set -euo pipefail
-run=$(python -m dist_trainer.launchers.prepare "$@")
+run=$(dist-trainer prepare "$@")
 exec torchrun \
     --standalone \
     --nproc-per-node "${WORKERS:-gpu}" \

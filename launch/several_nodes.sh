@@ -5,7 +5,7 @@
 #   NODES=2 HEAD=10.0.0.1:29500 launch/several_nodes.sh configs/mnist_mlp.yaml
 set -euo pipefail
 : "${NODES:?how many machines}" "${HEAD:?address:port of the first machine}"
-run=$(python -m dist_trainer.launchers.prepare "$@")
+run=$(dist-trainer prepare "$@")
 exec torchrun \
     --nnodes "$NODES" \
     --nproc-per-node "${WORKERS:-gpu}" \

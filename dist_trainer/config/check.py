@@ -19,9 +19,8 @@ from dist_trainer.config.schema import Config, OptimizerConfig
 from dist_trainer.config.yaml_rules import read_yaml, write_yaml
 from dist_trainer.errors import ConfigError
 
-FILLED_IN = frozenset(
-    {"T_max", "total_steps", "total_iters"}
-)  # the length of the training, which the toolkit knows
+# the length of the training, which the toolkit knows
+FILLED_IN = frozenset({"T_max", "total_steps", "total_iters"})
 Pairs = Iterator[tuple[str, str]]
 
 
@@ -86,6 +85,8 @@ def _sections(config: Config) -> Iterator[tuple[str, Targeted, Role]]:
     if config.scheduler is not None and config.scheduler.target is not None:
         refuses = _not_a("torch.optim.lr_scheduler.LRScheduler")
         yield "scheduler", config.scheduler, Role(1, FILLED_IN, refuses=refuses)
+    for index, hook in enumerate(config.hooks):
+        yield f"hooks.{index}", hook, Role(refuses=_not_a("dist_trainer.training.hooks.Hook"))
 
 
 def _check(key: str, target: Targeted, role: Role) -> Pairs:

@@ -12,6 +12,7 @@ IMPORT_PATTERN = r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"
 ImportPath = Annotated[str, Field(pattern=IMPORT_PATTERN)]
 MetricName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Pattern = Annotated[str, Field(min_length=1)]
+Order = Literal["shuffled", "sequential", "balanced", "weighted"]
 
 
 class Section(BaseModel):
@@ -62,9 +63,11 @@ class DataSettings(Section):
         default=None, ge=1
     )  # samples per rank in evaluation; default: as in training
     num_workers: int = Field(default=0, ge=0)  # loader processes per rank
-    order: Literal["shuffled", "sequential", "balanced", "weighted"] = "shuffled"
+    order: Order = "shuffled"  # balanced, weighted: drawn with replacement by targets, by sample_weights
     drop_last: bool = False  # leave out an epoch's short last batch
-    bad_rows: Literal["raise", "skip"] = "raise"
+    bad_rows: Literal["raise", "skip"] = (
+        "raise"  # what a row that cannot be read does; skipped ones are counted
+    )
 
 
 class DataConfig(DataSettings):
@@ -134,9 +137,7 @@ class EarlyStoppingConfig(Section):
 class ProfileConfig(Section):
     """Write a profiler trace of the steps from the first to the last."""
 
-    steps: tuple[int, int] = Field(
-        strict=False
-    )  # [first, last]; YAML has lists alone, and strict wants a tuple
+    steps: tuple[int, int] = Field(strict=False)  # the first and the last one, as a list
 
 
 def _one_unless_steps(data: dict[str, Any]) -> int | None:
@@ -146,7 +147,7 @@ def _one_unless_steps(data: dict[str, Any]) -> int | None:
 class TrainConfig(Section):
     """How long and how to train."""
 
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)  # instead of epochs
     epochs: int | None = Field(
         default_factory=_one_unless_steps, ge=1
     )  # default, where steps is not given: 1
@@ -215,7 +216,7 @@ class CheckpointConfig(Section):
     """When checkpoints are written, where, and which are kept."""
 
     folder: str | None = None  # any fsspec URL; default: checkpoints/ in the run folder
-    every_steps: int = Field(default=500, ge=1)
+    every_steps: int = Field(default=500, ge=1)  # between two checkpoints
     every_minutes: float | None = Field(default=10.0, gt=0)  # null: by steps alone
     keep_last: int = Field(default=2, ge=1)  # the newest proven one is never deleted
     keep_best: BestConfig | None = None
@@ -228,7 +229,7 @@ class TrackingConfig(Section):
 
     uri: str | None = "sqlite:///mlflow.db"  # null: the journal alone
     experiment: str = Field(default="default", min_length=1)  # MLflow's
-    log_every_steps: int = Field(default=10, ge=1)
+    log_every_steps: int = Field(default=10, ge=1)  # between two points of a curve
 
 
 class LaunchConfig(Section):
@@ -248,8 +249,8 @@ class LaunchConfig(Section):
 class SlurmConfig(Section):
     """What SLURM is asked for."""
 
-    nodes: int = Field(default=1, ge=1)
-    partition: str | None = None
+    nodes: int = Field(default=1, ge=1)  # machines
+    partition: str | None = None  # null: the cluster's default
     time: str | int | None = None  # minutes, 24:00:00 or 2-12:00:00
     options: dict[str, str | int | float | bool | None] = {}  # any sbatch option
     srun_options: dict[str, str | int | float | bool | None] = {}  # any srun option
@@ -260,7 +261,7 @@ class Settings(Section):
     """Everything that is not an object of the user's: what `Trainer(settings=...)` takes in Python."""
 
     name: str = Field(default="run", pattern=NAME_PATTERN)  # the run folder is runs/<name>
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)  # first weights, order of samples, dropout and augmentation
     data: DataSettings = DataSettings()
     train: TrainConfig = TrainConfig()
     ddp: DdpConfig = DdpConfig()

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_trainer.config.load import dump_config, read_config
-from dist_trainer.errors import FINISHED
+from dist_trainer.config.schema import Config
+from dist_trainer.config.yaml_rules import read_yaml
+from dist_trainer.errors import FINISHED, UsageError
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.signals import StopRequests
@@ -55,7 +57,7 @@ def predict(
 
 def _infer(run: RunFolder, request: Request, workers: int | None) -> dict[str, Any] | int:
     """What the workers found, or the exit code of what went wrong."""
-    config = read_config(run.config_path)
+    config = _config(run)
     config = config.model_copy(update={"launch": config.launch.model_copy(update={"max_restarts": 0})})
     with (
         StopRequests().listening() as requests,
@@ -85,6 +87,16 @@ def _infer(run: RunFolder, request: Request, workers: int | None) -> dict[str, A
         if outcome.failure is not None and outcome.failure.exit_code == 1:
             print(_keep_log(run, outcome.failure.log), file=sys.stderr)
         return outcome.exit_code
+
+
+def _config(run: RunFolder) -> Config:
+    tree, _ = read_yaml(run.config_path.read_text(), str(run.config_path))
+    if tree is not None and "model" not in tree.plain():
+        raise UsageError(
+            f"run {run.path.name} was begun from Python, so its model and data are in no configuration; call "
+            "fit() of the same Trainer again: a finished run comes back at once, with its weights and metrics"
+        )
+    return read_config(run.config_path)
 
 
 def _keep_log(run: RunFolder, log: Path) -> str:

@@ -1,13 +1,9 @@
-"""Makes a run's folder without training it, for torchrun: `python -m dist_trainer.launchers.prepare CONFIG...`
+"""Makes a run's folder without training it: for torchrun, whose workers need nothing else."""
 
-torchrun --nproc-per-node 2 -m dist_trainer.worker "$(python -m dist_trainer.launchers.prepare CONFIG)"
-"""
-
-import sys
 from pathlib import Path
 
-from dist_trainer.config.load import Loaded, dump_config, load_config
-from dist_trainer.errors import DistTrainerError, UsageError
+from dist_trainer.config.load import Loaded, dump_config
+from dist_trainer.errors import UsageError
 from dist_trainer.launchers.existing import existing_run, is_done, rewrite_config
 from dist_trainer.run_folder import RunFolder
 
@@ -30,19 +26,3 @@ def prepare(loaded: Loaded, *, runs: str | Path = "runs") -> RunFolder:
     with run.lock():
         rewrite_config(run, loaded.config)
     return run
-
-
-def main() -> int:
-    """Print the folder."""
-    paths = [word for word in sys.argv[1:] if "=" not in word]
-    overrides = [word for word in sys.argv[1:] if "=" in word]
-    try:
-        print(prepare(load_config(paths, overrides)).path)
-    except DistTrainerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

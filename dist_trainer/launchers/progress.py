@@ -29,7 +29,7 @@ class Position:
 
     step: int = 0
     total_steps: int | None = None
-    phase: str = "start"
+    phase: str = "starting workers"
     values: dict[str, float] = field(default_factory=dict)
     seen: list[tuple[float, int]] = field(default_factory=list)  # (monotonic time, step), for the speed
 
@@ -75,7 +75,8 @@ class Progress:
         self._first_attempt = run.highest_fence() + 1
         self._position = Position()
         self._bar = _bar(console) if console.is_terminal else None
-        self._task = self._bar.add_task("start", total=None, position=self._position) if self._bar else None
+        label, position = self._position.phase, self._position
+        self._task = self._bar.add_task(label, total=None, position=position) if self._bar else None
         self._drawn = self._line_written = time.monotonic()
         self._line_step = 0
         if self._bar:

@@ -112,7 +112,8 @@ class Supervisor:
         if failure.repeats(self._failure_before):
             return False
         of = self._config.max_restarts
-        self._report(f"{failure.what}\nRestarting from the last checkpoint ({of - left + 1} of {of}).")
+        attempt = f"{of - left + 1} of {of}"
+        self._report(f"{failure.what}\nRestarting from the last checkpoint, if there is one ({attempt}).")
         return True
 
     def lost_nodes(self, error: Exception) -> None:

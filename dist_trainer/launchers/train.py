@@ -120,7 +120,10 @@ def _show(ending: Ending, console: Console, as_json: bool) -> int:
 
 def _finished(run: RunFolder, config: Config, console: Console) -> Ending:
     status = run.read_status()
-    console.print(f"run {config.name} is finished; --fresh trains it again, a longer train.epochs goes on")
+    console.print(
+        f"run {config.name} is finished: --fresh trains it anew, a longer train.epochs goes on",
+        soft_wrap=True,
+    )
     return Ending(run, config, "finished", FINISHED, status.step, status.results)
 
 

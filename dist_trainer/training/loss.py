@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dist_trainer.errors import DataError
 
-_PER_TARGET = (nn.CrossEntropyLoss, nn.NLLLoss)
+PER_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
 _PER_ELEMENT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 
 
@@ -43,9 +43,9 @@ class SummedLoss:
         return value * rows, float(rows)
 
     def _weight(self, output: Tensor, target: Tensor) -> Tensor | float:
-        if isinstance(self.function, _PER_TARGET) and target.is_floating_point():
+        if isinstance(self.function, PER_CLASS) and target.is_floating_point():
             return float(target.numel() // target.shape[1]) if len(target) else 0.0  # shares of the classes
-        if isinstance(self.function, _PER_TARGET):
+        if isinstance(self.function, PER_CLASS):
             kept = target != self.function.ignore_index
             if self.function.weight is None:
                 return kept.sum()
@@ -63,7 +63,7 @@ def summed(function: Callable[..., Tensor]) -> SummedLoss:
     function is taken to average over rows (a number) or to give one value a row.
     """
     reduction = getattr(function, "reduction", None)
-    if isinstance(function, (*_PER_TARGET, *_PER_ELEMENT)) and reduction == "mean":
+    if isinstance(function, (*PER_CLASS, *_PER_ELEMENT)) and reduction == "mean":
         summing = copy.deepcopy(function)  # the caller's own goes on averaging
         summing.reduction = "sum"
         return SummedLoss(summing, averaged=True)

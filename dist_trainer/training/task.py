@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dist_trainer.training.loss import summed
+from dist_trainer.training.loss import PER_CLASS, summed
 
 MAIN = "main"
 
@@ -98,6 +98,12 @@ class Supervised(Task):
         if isinstance(inputs, Mapping):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+    def prediction(self, output: Any) -> Tensor | Mapping[str, Tensor]:
+        """The output, and for a loss over classes the most likely one beside it."""
+        if isinstance(self.loss_function, PER_CLASS) and isinstance(output, Tensor) and output.dim() > 1:
+            return {"class": output.argmax(dim=1), "prediction": output}
+        return super().prediction(output)
 
     def loss(self, output: Any, batch: Any) -> Loss:
         """The configured loss against `batch[1]`."""
