@@ -86,6 +86,7 @@ class TrainStep:
         # compressed gradients would round the totals, so then these travel alone
         self._measured = _Measured(model, task, keep_own=ddp.compress != "none").to(group.device)
         self._ddp = wrap(self._measured, ddp, group)
+        self._steps_until_rebuilt = 2 if ddp.static_graph else 1
         self._parameters = list(self._measured.parameters())
         self._needed = [] if ddp.find_unused_parameters or ddp.static_graph else self._trainable()
         self._closures = self._phases_with_closure()
@@ -153,17 +154,18 @@ class TrainStep:
                 f"{', '.join(map(repr, self.optimizers))}"
             ) from None
 
-    def replay(self, step: int, batches: Sequence[Batch], *, global_rows: int) -> None:
-        """Forward and backward of a step without its update, so that DDP rebuilds its buckets as that step did.
+    def replay(self, batches: Sequence[Batch], *, global_rows: int, steps_done: int) -> None:
+        """Forward and backward of the run's first step, without its update, so that DDP rebuilds its buckets.
 
-        DDP orders its buckets by the run's first backward; a resumed run that skipped it would add up the
-        gradients of three or more ranks in another order.
+        DDP orders its buckets by the run's first backward, or with a static graph by its second one; a resumed
+        run that skipped it would add up the gradients of three or more ranks in another order.
         """
         set_train_mode(self.model)
-        for index, phase in enumerate(self.task.phases(step)):
-            seed_step(self._seed, step, self._group.rank, index)
-            self._accumulate(batches, phase, global_rows)
-            self._zero_grad()
+        for _ in range(min(steps_done, self._steps_until_rebuilt)):
+            for index, phase in enumerate(self.task.phases(0)):
+                seed_step(self._seed, 0, self._group.rank, index)
+                self._accumulate(batches, phase, global_rows)
+                self._zero_grad()
 
     def _accumulate(self, batches: Sequence[Batch], phase: str, global_rows: int) -> None:
         scale = self._group.world_size / (global_rows if self.task.averaged else 1)

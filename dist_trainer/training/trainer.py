@@ -107,7 +107,9 @@ class Trainer:
         found = self.saves.resume()
         if found is not None:
             sampler, loader = self.parts.sampler, self.parts.loader
-            self.parts.train_step.replay(0, loader.read(0), global_rows=sampler.global_rows(0))
+            done = found[1]["progress"]["step"]
+            first = sampler.global_rows(0)
+            self.parts.train_step.replay(loader.read(0), global_rows=first, steps_done=done)
             progress = restore(self.parts, self.saves, self.attempt, *found)
             self.step, self._evaluated_at = progress["step"], progress["evaluated_at"]
             self.values = progress["values"]

@@ -50,8 +50,15 @@ def test_a_rank_killed_at_a_random_step_changes_neither_a_bit_nor_the_order(
         {"train.precision": "bf16", "ddp.compress": "bf16"},
         {"train.precision": "fp16", "ddp.compress": "fp16", "ddp.gradient_as_bucket_view": False},
         {"ddp.find_unused_parameters": True, "data.order": "balanced"},
+        {"ddp.static_graph": True, "train.accumulate_steps": 1},
     ],
-    ids=["average and clipping", "bf16", "fp16 with its scaler", "unused parameters and balanced order"],
+    ids=[
+        "average and clipping",
+        "bf16",
+        "fp16 with its scaler",
+        "unused parameters and balanced order",
+        "static graph",
+    ],
 )
 def test_resume_is_bit_identical_with(options: dict[str, object], tmp_path: Path) -> None:
     run_to_the_end(3, tmp_path / "untouched", options, None)

@@ -129,6 +129,33 @@ def test_one_ranks_signal_stops_all_at_one_step_and_the_resumed_run_is_the_untou
     assert weights_digest(tmp_path / "stopped") == weights_digest(tmp_path / "untouched")
 
 
+def train_with_a_request(folder: str, number: int | None) -> Result:
+    if number is None:
+        return train(folder)
+    from dist_trainer.training import trainer as module
+
+    class Early(Signals):
+        """A request that came while the rank was starting."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            if os.environ["RANK"] == "1":
+                os.kill(os.getpid(), number)
+
+    module.Signals = Early  # type: ignore[misc, assignment]
+    return train(folder)
+
+
+def test_a_request_while_starting_stops_before_the_first_step(tmp_path: Path) -> None:
+    for name in ("untouched", "stopped"):
+        (tmp_path / name).mkdir()
+    run_ranks(3, train, str(tmp_path / "untouched"))
+    stopped = run_ranks(3, train_with_a_request, str(tmp_path / "stopped"), signal.SIGTERM)
+    assert {(each.state, each.step) for each in stopped} == {("stopped", 0)}
+    run_ranks(3, train_with_a_request, str(tmp_path / "stopped"), None)
+    assert weights_digest(tmp_path / "stopped") == weights_digest(tmp_path / "untouched")
+
+
 class Interrupting(Accuracy):
     """Sends a signal to one rank in the midst of its n-th evaluation, once."""
 
