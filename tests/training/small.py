@@ -101,7 +101,9 @@ def plain(
             value.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(model.parameters(), clip if clip is not None else 1e30)
             norms.append(float(norm))
-            losses.append(float(value.detach().nan_to_num()))  # no weight at all is 0 / 0 to torch, and 0 to us
+            losses.append(
+                float(value.detach().nan_to_num())
+            )  # no weight at all is 0 / 0 to torch, and 0 to us
             return value
 
         optimizer.step(closure)  # type: ignore[arg-type]
