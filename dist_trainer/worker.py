@@ -18,7 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_trainer.adapters.distributed import PeerFailed, Place
+from dist_trainer.adapters.distributed import PeerFailed
+from dist_trainer.adapters.place import Place
 from dist_trainer.checkpoint.weights import load_weights
 from dist_trainer.config.load import read_config
 from dist_trainer.config.schema import Config, DataSettings, SchedulerConfig, Settings

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from dist_trainer.adapters.distributed import FENCE_VARIABLE
+from dist_trainer.adapters.place import FENCE_VARIABLE
 from dist_trainer.launchers import forkserver
 
 

@@ -40,7 +40,7 @@ OWNERS = {
     "psutil": {"tracking/system_metrics.py"},
 }
 READ_THE_ENVIRONMENT = {
-    "adapters/distributed.py",  # torchrun's variables
+    "adapters/place.py",  # torchrun's variables
     "launchers/forkserver.py",  # what workers start with
     "launchers/preload.py",  # the agent's pid
     "launchers/workers.py",  # CUDA_VISIBLE_DEVICES, before torch is there

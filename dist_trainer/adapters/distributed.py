@@ -1,7 +1,6 @@
-"""The process group: the only user of torch.distributed and of torchrun's environment variables."""
+"""The process group: the only user of torch.distributed."""
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,62 +16,14 @@ from torch.distributed import HashStore, PrefixStore, rendezvous  # type: ignore
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from dist_trainer.adapters.place import Place, choose_device
 from dist_trainer.config.schema import DdpConfig
-from dist_trainer.errors import ConfigError, DistTrainerError
+from dist_trainer.errors import DistTrainerError
 
-FENCE_VARIABLE = "DIST_TRAINER_FENCE"
 # torch runs the buckets' first all-reduce only when PowerSGD has seen this many plain steps
 POWERSGD_START = 10
+BUSY_POLL_S = 1.0
 LAST_WORD_S = 10.0  # how long a failing rank 0 stays to tell the others why
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among the workers; a process that nobody launched is rank 0 of 1."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    launched: bool
-    fence: int | None  # set by our own agent; under plain torchrun rank 0 takes one
-
-    @classmethod
-    def from_environment(cls) -> "Place":
-        """Read torchrun's variables."""
-        environment = os.environ
-        fence = environment.get(FENCE_VARIABLE)
-        return cls(
-            rank=int(environment.get("RANK", 0)),
-            world_size=int(environment.get("WORLD_SIZE", 1)),
-            local_rank=int(environment.get("LOCAL_RANK", 0)),
-            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
-            launched="RANK" in environment,
-            fence=int(fence) if fence else None,
-        )
-
-
-def choose_device(wanted: str, place: Place) -> torch.device:
-    """`auto` is this rank's GPU where CUDA sees one for every local rank; never a silent fallback of `cuda`.
-
-    Raises ConfigError where `cuda` was asked for and there are too few devices.
-    """
-    visible = torch.cuda.device_count()
-    if wanted == "cpu" or (wanted == "auto" and visible == 0):
-        return torch.device("cpu")
-    if visible < place.local_world_size:
-        raise ConfigError(
-            f"launch.workers_per_node is {place.local_world_size} with launch.device {wanted}, and CUDA sees "
-            f"{visible} devices; one worker needs a device of its own, or set launch.device=cpu"
-        )
-    torch.cuda.set_device(place.local_rank)
-    return torch.device("cuda", place.local_rank)
-
-
-def be_deterministic() -> None:
-    """Deterministic algorithms alone, from here on in this process; an operation that has none raises."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses on CUDA
-    torch.use_deterministic_algorithms(True)
 
 
 class Group:
@@ -155,6 +106,23 @@ class Group:
                 dist.broadcast(whole, src=0)
                 if whole is not tensor:
                     tensor.copy_(whole)
+
+    def wait_for_rank_zero(
+        self, is_busy: Callable[[], bool], *, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
+        """Wait while rank 0 is busy, however long: no single wait comes near the group's time-out. Collective.
+
+        `meanwhile` is called on every rank about once a second.
+        """
+        busy = torch.ones(1, dtype=torch.int64)
+        while busy:
+            meanwhile()
+            until = time.monotonic() + BUSY_POLL_S
+            busy.fill_(self.is_rank_zero and is_busy())  # the others only listen
+            while busy and time.monotonic() < until:
+                time.sleep(0.002)
+                busy.fill_(is_busy())
+            dist.broadcast(busy, src=0, group=self._side)
 
     def barrier(self) -> None:
         """Wait for every rank, over gloo. Collective."""

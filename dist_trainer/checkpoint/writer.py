@@ -63,7 +63,7 @@ class Checkpointer:
             self._config.max_staleness_minutes,
         )
         overdue = time.monotonic() - self._started_at >= 60 * minutes
-        return overdue and (not self.is_busy or self._is_stale())
+        return overdue and (not self.is_busy or self.is_stale)
 
     def save(
         self,
@@ -118,7 +118,7 @@ class Checkpointer:
         """
         if self._flight is not None and not self._flight.is_alive():
             self._settle()
-        if self._failures and not self.is_busy and self._is_stale():
+        if self._failures and not self.is_busy and self.is_stale:
             minutes = self._config.max_staleness_minutes
             raise StorageError(f"no checkpoint could be saved for {minutes:g} minutes; {self._last_error}")
 
@@ -149,11 +149,13 @@ class Checkpointer:
         self._flight = _Flight(self._store, self._config, frozenset(self._keep), step, staged, about)
         self._flight.start()
 
-    def _is_stale(self) -> bool:
+    @property
+    def is_stale(self) -> bool:
+        """Whether the last commit is older than `max_staleness_minutes`."""
         return time.monotonic() - self._safe_since > 60 * self._config.max_staleness_minutes
 
     def _wait_if_stale(self) -> bool:
-        if not self._is_stale():
+        if not self.is_stale:
             return False
         self._report("the checkpoint store is slow: training waits for the save under way")
         assert self._flight is not None

@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-from dist_trainer.adapters.distributed import FENCE_VARIABLE
+from dist_trainer.adapters.place import FENCE_VARIABLE
 from dist_trainer.config.schema import Config
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.signals import StopRequested, StopRequests

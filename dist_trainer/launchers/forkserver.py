@@ -139,7 +139,7 @@ def work(entry: str, run_folder: str) -> NoReturn:
     Never returns: torch would have a worker that returns wait for the others, and an error written once more,
     as a pickle in the temporary folder.
     """
-    from dist_trainer.adapters.distributed import Place
+    from dist_trainer.adapters.place import Place
     from dist_trainer.launchers import preload
 
     kill_me_with_my_parent(parent_pid=preload.FORKSERVER_PID)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from dist_trainer.adapters.distributed import Group, Place, join
+from dist_trainer.adapters.distributed import Group, join
+from dist_trainer.adapters.place import Place
 from dist_trainer.config.schema import LaunchConfig
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.heartbeat import Heartbeat

@@ -8,7 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_trainer.adapters.distributed import Group, be_deterministic
+from dist_trainer.adapters.distributed import Group
+from dist_trainer.adapters.place import be_deterministic
 from dist_trainer.config.schema import Settings
 from dist_trainer.training.checks import check_model, check_optimizers, check_single_rows, check_watched
 from dist_trainer.training.early_stopping import EarlyStopping
@@ -135,7 +136,13 @@ def _schedule(plan: Scheduler, optimizer: Optimizer, settings: Settings, total_s
         check_built_schedule(schedule, epochs=settings.train.epochs, steps=total_steps)
         return schedule
 
-    return Schedule(optimizer, checked if make else None, warmup_steps=plan.warmup_steps, metric=plan.metric)
+    return Schedule(
+        optimizer,
+        checked if make else None,
+        warmup_steps=plan.warmup_steps,
+        metric=plan.metric,
+        total_steps=total_steps,
+    )
 
 
 def _loaders(

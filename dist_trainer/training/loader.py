@@ -23,6 +23,7 @@ __all__ = ["Batch", "EvalLoader", "TrainLoader"]
 EVALUATION_EPOCH = 2**31
 
 _PR_SET_PDEATHSIG = 1
+_OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _PREFETCHED = 4  # steps per worker
 
 
@@ -199,7 +200,11 @@ class _Workers:
             persistent_workers=persistent,
             generator=torch.Generator(),  # leave the global generator untouched
         )
-        self._iterator = cast(Any, iter(self._loader))  # its processes have no public name
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)  # until each worker ignores them
+        try:
+            self._iterator = cast(Any, iter(self._loader))  # its processes have no public name
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._fresh = True
         processes: list[Any] = self._iterator._workers
         for worker in processes:
@@ -237,8 +242,9 @@ def _unchanged(value: Any) -> Any:
 
 def _enter_worker(parent: int, worker_id: int) -> None:
     """Leave signals to the parent, and die with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _OF_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_PARENT)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)

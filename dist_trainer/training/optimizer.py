@@ -152,8 +152,10 @@ class Schedule:
         *,
         warmup_steps: int = 0,
         metric: str | None = None,
+        total_steps: int = 0,
     ) -> None:
         self.metric = metric
+        self._total_steps = total_steps
         self._optimizer = optimizer
         self._warmup_steps = warmup_steps
         self._updates = 0
@@ -190,20 +192,39 @@ class Schedule:
     def _warm_up(self) -> None:
         if self._updates > self._warmup_steps or self._warmup_steps == 0:
             return
-        share = min(1.0, (self._updates + 1) / self._warmup_steps)
+        self._set_rates(min(1.0, (self._updates + 1) / self._warmup_steps))
+
+    def _set_rates(self, share: float) -> None:
         for group, full in zip(self._optimizer.param_groups, self._full, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(full * share)
             else:
                 group["lr"] = full * share
 
+    def _repeat(self, updates: int) -> None:
+        """Go through the schedule from its start; the optimizer's rates are an earlier schedule's."""
+        self._set_rates(1.0)
+        for _ in range(updates):
+            self.step()
+
     def state_dict(self) -> dict[str, Any]:
         """Updates so far, and the torch scheduler's own state."""
         inner = self._scheduler.state_dict() if self._scheduler is not None else None
-        return {"updates": self._updates, "full": self._full, "scheduler": inner}
+        return {
+            "updates": self._updates,
+            "full": self._full,
+            "scheduler": inner,
+            "total_steps": self._total_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back `state_dict`; the rates themselves are in the optimizer's state."""
+        """Take back `state_dict`; the rates themselves are in the optimizer's state.
+
+        In a run that was made longer since, the rate goes on as if it had been that long from the start.
+        """
+        if self._scheduler is not None and self.metric is None and state["total_steps"] != self._total_steps:
+            self._repeat(state["updates"])
+            return
         self._updates = state["updates"]
         self._full = list(state["full"])
         if self._scheduler is not None and state["scheduler"] is not None:

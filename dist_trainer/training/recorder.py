@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch.optim import Optimizer
 
+from dist_trainer.errors import DataError
 from dist_trainer.training.attempt import Attempt
 from dist_trainer.training.step import StepResult, TrainStep
 from dist_trainer.training.stop import Agreed
@@ -15,8 +16,10 @@ from dist_trainer.training.stop import Agreed
 class Recorder:
     """Adds up what happens between two logged steps. Rank 0 writes metrics; every rank beats."""
 
-    def __init__(self, attempt: Attempt, *, every_steps: int) -> None:
+    def __init__(self, attempt: Attempt, *, every_steps: int, epoch_rows: int) -> None:
         self._attempt = attempt
+        self._epoch_rows = epoch_rows
+        self._bad_in_a_row = 0
         self._every = every_steps
         self._agreed: Agreed | None = None
         self._clear()
@@ -50,6 +53,12 @@ class Recorder:
         self._agreed = agreed
         if agreed.bad_rows and self._attempt.is_rank_zero:
             self._attempt.journal.event("bad_rows", skipped=agreed.bad_rows)
+        self._bad_in_a_row = 0 if agreed.rows else self._bad_in_a_row + agreed.bad_rows
+        if self._bad_in_a_row >= self._epoch_rows:
+            raise DataError(
+                f"the last {self._bad_in_a_row} rows, an epoch's, were all left out as bad (data.bad_rows: skip): "
+                "nothing is trained any more; data.bad_rows=raise shows the first one's error"
+            )
 
     def step(self, step: int, result: StepResult, train_step: TrainStep, *, rows: int, epoch: float) -> None:
         """After a step and before its schedule's; `rows` is the global batch."""

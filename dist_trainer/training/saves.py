@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
@@ -47,7 +48,11 @@ class Saves:
             refuse_standstill(self._attempt.run, checkpoint.step)
             return checkpoint.name
 
-        name = self._attempt.group.from_rank_zero(choose)
+        group = self._attempt.group
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="resume") as reader:
+            chosen = reader.submit(choose) if group.is_rank_zero else None
+            group.wait_for_rank_zero(lambda: chosen is not None and not chosen.done())
+            name = group.from_rank_zero(lambda: chosen.result() if chosen else None)
         if name is None:
             return None
         self._resumed_from = [name]
@@ -66,10 +71,9 @@ class Saves:
         return self._writer is not None and self._writer.minutes_due()
 
     def is_due(self, step: int, *, agreed: bool, metrics: Mapping[str, float]) -> bool:
-        """Whether all ranks save after this step; `metrics` are those of an evaluation at this step."""
+        """Whether all ranks save after this step; `metrics` are an evaluation's at this step. Collective."""
         if self._is_best(metrics):
-            if self._writer is not None:
-                self._writer.wait()  # a best one is never skipped because the one before is still being written
+            self._wait(step, self._is_busy)  # or it would be skipped, with the one before still being written
             return True
         return agreed or step % self._config.every_steps == 0
 
@@ -87,14 +91,26 @@ class Saves:
         self, step: int, capture: Callable[[], State], metrics: Mapping[str, float], *, last: bool
     ) -> None:
         """Save in the background, or with `last` wait until it is committed. Collective."""
+        self._wait(step, lambda: self._is_busy() and (last or self._is_stale()))
         state = capture()
-        if self._writer is None:
-            return
-        self._attempt.journal.sync()
-        if last:
-            self._writer.save_last(step, state, metrics=metrics)
-        else:
+        if self._writer is not None:
+            self._attempt.journal.sync()
             self._writer.save(step, state, metrics=metrics)
+        if last:
+            self._wait(step, self._is_busy)
+            if self._writer is not None:
+                self._writer.save_last(step, state, metrics=metrics)  # raises where it could not be written
+
+    def _wait(self, step: int, is_busy: Callable[[], bool]) -> None:
+        """All ranks wait while rank 0's writer is busy: one that waited alone would let the others time out."""
+        beat = self._attempt.heartbeat.beat
+        self._attempt.group.wait_for_rank_zero(is_busy, meanwhile=lambda: beat(step, "save"))
+
+    def _is_busy(self) -> bool:
+        return self._writer is not None and self._writer.is_busy
+
+    def _is_stale(self) -> bool:
+        return self._writer is not None and self._writer.is_stale
 
     def poll(self) -> None:
         """After every step: raises StorageError where saving has failed for good, FencedOut where it must not."""

@@ -29,12 +29,13 @@ class Stop(IntEnum):
 class Signals:
     """Sets a flag and returns: nothing is saved, sent or printed in a handler.
 
-    A second request a second later leaves at once, with the last committed checkpoint.
+    The same signal again, a second or more after it came first, leaves at once with the last committed
+    checkpoint. Another signal does not: a scheduler sends USR2, then TERM, and a save under way goes on.
     """
 
     def __init__(self) -> None:
         self.requested = Stop.NONE
-        self._since: float | None = None
+        self._first: dict[int, float] = {}  # when each signal came, by its number
         self._before = {
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -42,9 +43,8 @@ class Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._since is not None and now - self._since > ONE_REQUEST_S:
+        if now - self._first.setdefault(number, now) > ONE_REQUEST_S:
             os._exit(STOPPED)
-        self._since = self._since or now
         wanted = Stop.REQUEUE if number == signal.SIGUSR2 else Stop.END
         self.requested = max(self.requested, wanted)
 
@@ -59,7 +59,8 @@ class Agreed(NamedTuple):
 
     stop: Stop
     save: bool
-    bad_rows: int  # skipped since the exchange before, over all ranks
+    rows: int  # trained since the exchange before, over all ranks
+    bad_rows: int  # skipped since then
     median_step_s: float
     slowest_step_s: float
 
@@ -77,11 +78,12 @@ class Agreement:
         self._signals = signals
         self._pending: PendingGather | None = None
         self._next = first_step + 1
-        self._bad_rows = 0
+        self._rows = self._bad_rows = 0
         self._since = (first_step, time.perf_counter())
 
-    def exchange(self, step: int, *, save: bool, bad_rows: int) -> Agreed | None:
-        """Called after every step; None where no exchange is due. Collective in its effect."""
+    def exchange(self, step: int, *, save: bool, rows: int, bad_rows: int) -> Agreed | None:
+        """Called after every step with this rank's rows; None where no exchange is due. Collective in its effect."""
+        self._rows += rows
         self._bad_rows += bad_rows
         if step < self._next:
             return None
@@ -106,15 +108,14 @@ class Agreement:
         now = time.perf_counter()
         step_us = int(1e6 * (now - since) / max(1, step - since_step))
         self._since = (step, now)
-        row = torch.tensor([self._signals.requested, int(save), self._bad_rows, step_us], dtype=torch.int64)
-        self._bad_rows = 0
-        self._pending = self._group.gather_start(row)
+        own = [self._signals.requested, int(save), self._rows, self._bad_rows, step_us]
+        self._rows = self._bad_rows = 0
+        self._pending = self._group.gather_start(torch.tensor(own, dtype=torch.int64))
 
     def _finish(self) -> Agreed | None:
         if self._pending is None:
             return None
-        stops, saves, bad, times = zip(*self._pending.wait().tolist(), strict=True)
+        stops, saves, rows, bad, times = zip(*self._pending.wait().tolist(), strict=True)
         self._pending = None
-        return Agreed(
-            Stop(max(stops)), any(saves), sum(bad), statistics.median(times) / 1e6, max(times) / 1e6
-        )
+        median_s, slowest_s = statistics.median(times) / 1e6, max(times) / 1e6
+        return Agreed(Stop(max(stops)), any(saves), sum(rows), sum(bad), median_s, slowest_s)

@@ -93,7 +93,8 @@ class Trainer:
                 self.attempt = attempt
                 self.parts = build(self._given, self.settings, attempt.group)
                 self.saves = Saves(self.settings.checkpoint, attempt)
-                self.recorder = Recorder(attempt, every_steps=self.settings.tracking.log_every_steps)
+                every = self.settings.tracking.log_every_steps
+                self.recorder = Recorder(attempt, every_steps=every, epoch_rows=self.parts.sampler.length)
                 self.tracker = Tracker(self.settings.tracking, attempt)
                 self._resume()
                 self._agreement = Agreement(attempt.group, signals, first_step=self.step)
@@ -133,8 +134,10 @@ class Trainer:
                     micro_batches = next(batches)
                 self._train_one(micro_batches)
                 profiler.step(self.step)
-                bad_rows = sum(len(batch.bad) for batch in micro_batches)
-                agreed = self._agreement.exchange(self.step, save=self.saves.minutes_due(), bad_rows=bad_rows)
+                rows = sum(batch.rows for batch in micro_batches)
+                bad = sum(len(batch.bad) for batch in micro_batches)
+                wants = self.saves.minutes_due()
+                agreed = self._agreement.exchange(self.step, save=wants, rows=rows, bad_rows=bad)
                 if agreed:
                     self.recorder.agreed(agreed)
                     self.stop = agreed.stop

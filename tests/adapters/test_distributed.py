@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore
 
 from dist_trainer.adapters import distributed
-from dist_trainer.adapters.distributed import Group, PeerFailed, Place, choose_device, join
+from dist_trainer.adapters.distributed import Group, PeerFailed, join
+from dist_trainer.adapters.place import Place, choose_device
 from dist_trainer.errors import ConfigError, DistTrainerError, UsageError
 from tests.ranks import run_ranks
 
@@ -156,3 +157,17 @@ def test_a_missing_device_is_an_error_and_never_another_device() -> None:
 def test_errors_of_a_peer_are_marked_as_such() -> None:
     assert issubclass(PeerFailed, DistTrainerError)
     assert isinstance(Group.is_rank_zero, property)
+
+
+def wait_while_rank_zero_works() -> float:
+    group = join("cpu", timeout_s=0.75)  # the group's own time-out is twice that
+    begun, beats = time.monotonic(), []
+    group.wait_for_rank_zero(lambda: time.monotonic() < begun + 3, meanwhile=lambda: beats.append(0))
+    waited = time.monotonic() - begun
+    assert len(beats) >= 3
+    group.leave()
+    return waited
+
+
+def test_ranks_wait_for_rank_zero_longer_than_the_groups_time_out() -> None:
+    assert min(run_ranks(3, wait_while_rank_zero_works)) >= 2.5

@@ -310,24 +310,35 @@ def test_a_rank_beyond_the_last_row_gets_nothing() -> None:
     assert list(loader) == []
 
 
+def children() -> set[psutil.Process]:
+    return set(psutil.Process().children())
+
+
+def started(before: set[psutil.Process]) -> list[psutil.Process]:
+    """This process's children since then; a forkserver of other tests may be one from before."""
+    return sorted(children() - before, key=lambda process: process.pid)
+
+
 def test_reading_here_leaves_no_worker() -> None:
+    before = children()
     with opened(Noisy(40)) as loader:
         list(loader.steps(0, 5))
-        assert not psutil.Process().children()
+        assert not started(before)
 
 
 @pytest.mark.timeout(60)
 def test_workers_ignore_the_signals_that_stop_a_run() -> None:
+    before = children()
     with opened(Noisy(400), num_workers=2) as loader:
         steps = loader.steps(0, 50)
         next(steps)
-        workers = psutil.Process().children()
+        workers = started(before)
         assert len(workers) == 2
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             for worker in workers:
                 worker.send_signal(number)
         assert len(list(steps)) == 49
-    assert not psutil.Process().children()
+    assert not started(before)
 
 
 @pytest.mark.timeout(60)
@@ -337,13 +348,14 @@ def test_a_worker_that_is_killed_is_a_data_error() -> None:
             time.sleep(0.02)
             return super().__getitem__(index)
 
+    before = children()
     with (
         opened(Slow(400), num_workers=1) as loader,
         pytest.raises((DataError, RuntimeError), match=r"worker \(pid"),
     ):
         steps = loader.steps(0, 50)
         next(steps)
-        psutil.Process().children()[0].kill()
+        started(before)[0].kill()
         list(steps)
 
 

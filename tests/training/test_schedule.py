@@ -155,3 +155,23 @@ def test_a_schedule_in_steps_is_left_alone(
 def test_a_short_epoch_hides_no_schedule_meant_per_epoch() -> None:
     with pytest.raises(ConfigError, match=r"scheduler\.milestones"):
         check_schedule_unit("MultiStepLR", {"milestones": [30, 60, 80]}, epochs=90, steps=1800)
+
+
+@pytest.mark.parametrize("updates", [1, 5, 8])
+def test_in_a_run_made_longer_the_rate_goes_on_as_if_it_had_always_been_that_long(updates: int) -> None:
+    def schedule(each: Any, steps: int) -> Schedule:
+        return Schedule(
+            each,
+            lambda target: schedulers.CosineAnnealingLR(target, steps - 2),
+            warmup_steps=2,
+            total_steps=steps,
+        )
+
+    short, long, resumed = sgd(), sgd(), sgd()
+    before, always = schedule(short, 8), schedule(long, 20)
+    rates(before, short, updates)
+    rates(always, long, updates)
+    longer = schedule(resumed, 20)
+    resumed.load_state_dict(short.state_dict())
+    longer.load_state_dict(before.state_dict())
+    assert rates(longer, resumed, 20 - updates) == pytest.approx(rates(always, long, 20 - updates))

@@ -41,12 +41,14 @@ def send_signals() -> list[int]:
         exit_code_after((signal.SIGINT, 0.1), (signal.SIGTERM, 0)),
         exit_code_after((signal.SIGTERM, 0.05), (signal.SIGUSR2, 0)),
         exit_code_after((signal.SIGTERM, 1.1), (signal.SIGTERM, 0)),
+        # a scheduler's preemption: the second, other signal must not end a save under way
+        exit_code_after((signal.SIGUSR2, 1.1), (signal.SIGTERM, 0)),
     ]
 
 
 def test_a_signal_sets_a_flag_and_a_second_request_leaves_at_once() -> None:
     (codes,) = run_ranks(1, send_signals)
-    assert codes == [7 + Stop.REQUEUE, 7 + Stop.END, 7 + Stop.END, STOPPED]
+    assert codes == [7 + Stop.REQUEUE, 7 + Stop.END, 7 + Stop.END, STOPPED, 7 + Stop.END]
 
 
 def test_signals_are_given_back() -> None:
@@ -62,7 +64,7 @@ def exchange_on_ranks() -> dict[str, Any]:
     for step in range(11, 181):
         time.sleep(0.002 + 0.002 * group.rank if step < 80 else 0.02)
         wants = group.rank == 0 and step >= 60 and not saves
-        agreed = agreement.exchange(step, save=wants, bad_rows=group.rank)
+        agreed = agreement.exchange(step, save=wants, rows=4, bad_rows=group.rank)
         if agreed:
             heard.append(step)
             bad += agreed.bad_rows

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from dist_trainer.errors import NoProgress
 from dist_trainer.run_folder import RunFolder
@@ -157,3 +158,33 @@ def test_three_resumes_without_progress_are_one_too_many_unless_one_finished(tmp
     refuse_standstill(run, 41)
     run.record({"event": "end", "attempt": 1, "cause": "finished", "exit_code": 0})
     refuse_standstill(run, 40)
+
+
+class Broken(Dataset[Any]):
+    """Rows that can be read up to one of them, and none any more after some reads."""
+
+    def __init__(self, good: int, reads: int = 10**9) -> None:
+        self.good, self.left, self.whole = good, reads, rows()
+
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, index: int) -> Any:
+        self.left -= 1
+        if index >= self.good or self.left < 0:
+            raise OSError("gone")
+        return self.whole[index]
+
+
+def skip_rows(folder: str) -> str:
+    skip = {"data.bad_rows": "skip", "data.order": "sequential", "train.accumulate_steps": 2}
+    assert trainer(folder, "some", skip, train=Broken(20), epochs=2).fit().state == "finished"
+    gone = trainer(folder, "all", skip, train=Broken(23, reads=60), epochs=3000, global_batch_size=1)
+    return message_of(gone.fit)
+
+
+def test_skipped_rows_are_counted_and_nothing_but_skipped_rows_is_an_error(tmp_path: Path) -> None:
+    (message,) = run_ranks(1, skip_rows, str(tmp_path))
+    events = [line["skipped"] for line in journal(tmp_path, "some") if line["kind"] == "bad_rows"]
+    assert sum(events) == 2 * 3
+    assert "an epoch's, were all left out as bad" in message

@@ -1,0 +1,59 @@
+"""Where a process stands: torchrun's environment variables, and the device that goes with them."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from dist_trainer.errors import ConfigError
+
+FENCE_VARIABLE = "DIST_TRAINER_FENCE"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among the workers; a process that nobody launched is rank 0 of 1."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    launched: bool
+    fence: int | None  # set by our own agent; under plain torchrun rank 0 takes one
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        """Read torchrun's variables."""
+        environment = os.environ
+        fence = environment.get(FENCE_VARIABLE)
+        return cls(
+            rank=int(environment.get("RANK", 0)),
+            world_size=int(environment.get("WORLD_SIZE", 1)),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+            launched="RANK" in environment,
+            fence=int(fence) if fence else None,
+        )
+
+
+def choose_device(wanted: str, place: Place) -> torch.device:
+    """`auto` is this rank's GPU where CUDA sees one for every local rank; never a silent fallback of `cuda`.
+
+    Raises ConfigError where `cuda` was asked for and there are too few devices.
+    """
+    visible = torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and visible == 0):
+        return torch.device("cpu")
+    if visible < place.local_world_size:
+        raise ConfigError(
+            f"launch.workers_per_node is {place.local_world_size} with launch.device {wanted}, and CUDA sees "
+            f"{visible} devices; one worker needs a device of its own, or set launch.device=cpu"
+        )
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
+
+
+def be_deterministic() -> None:
+    """Deterministic algorithms alone, from here on in this process; an operation that has none raises."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses on CUDA
+    torch.use_deterministic_algorithms(True)
