@@ -17,7 +17,7 @@ demo: $(READY)  ## Set up, then train the quickstart: handwritten digits, under 
 	$(BIN)/dist-trainer train configs/quickstart.yaml
 
 test: lint  ## Set up, then ruff, mypy and every test but the long ones
-	$(BIN)/python -m pytest -m "not examples"
+	$(BIN)/python -m pytest -n 3 -m "not examples"
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .
