@@ -193,6 +193,52 @@ def test_checkpoints_in_an_object_store_are_gone_on_from(
     assert hashlib.sha256(bytes(storage.read(f"{newest}/model.safetensors"))).hexdigest() == untouched
 
 
+SCRIPT = """
+import torch
+from dist_trainer import Trainer
+from dist_trainer.training.metrics import Accuracy
+from tests.training.recipes import Net, Noisy
+
+torch.manual_seed(0)
+model = Net()
+trainer = Trainer(
+    model,
+    train=Noisy(),
+    test=Noisy(50, noise=0.0),
+    loss=torch.nn.CrossEntropyLoss(),
+    metrics={"accuracy": Accuracy()},
+    optimizer=torch.optim.AdamW(model.parameters(), lr=3e-3),
+    name="script",
+    epochs=3,
+    global_batch_size=14,
+    settings={"launch.device": "cpu", "tracking.log_every_steps": 1},
+)
+result = trainer.fit()
+print(f"rank {trainer.attempt.group.rank}: {result.state} {result.step} {result.metrics['test/accuracy']:.2f}")
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_script_of_the_users_own_trains_alone_and_under_torchrun(
+    training: type[Training], tmp_path: Path, ranks: int
+) -> None:
+    one = training(tmp_path)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    for _ in range(2):  # the second time it is finished already, and says the same
+        command = Command(sys.executable, *(torchrun if ranks > 1 else []), "script.py", folder=tmp_path)
+        one.commands.append(command)
+        assert command.finish(timeout_s=90) == 0, command.stderr
+        lines = sorted(line for line in command.stdout.splitlines() if line.startswith("rank"))
+        accuracy = lines[0].split()[-1]
+        assert lines == [f"rank {rank}: finished 24 {accuracy}" for rank in range(ranks)]
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+        steps = database.execute("select step from metrics where key = 'train/loss' order by step").fetchall()
+    database.close()
+    assert steps == [(step,) for step in range(1, 25)]
+
+
 def test_a_changed_configuration_is_refused_with_the_difference(
     training: type[Training], tmp_path: Path, untouched: str
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from dist_trainer.data import Windows, plot_forecast, sine
+from dist_trainer.data import Windows, sine
 from tests import real_data
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -85,6 +85,8 @@ def test_an_example_trains_for_a_few_steps(example: Example, tmp_path: Path) -> 
     overrides = [*FEW_STEPS, *arguments(example), *example.quick_overrides]
     results = train(example.config, overrides, tmp_path)
     assert all(np.isfinite(value) for value in results.values())
+    drawn = [path.name for path in tmp_path.glob("runs/*/plots/*")]
+    assert drawn == (["forecast.png"] if "lstm" in example.config else [])
     assert "test/loss" in results
 
 
@@ -118,8 +120,7 @@ def test_the_forecast_of_the_sine_is_drawn(tmp_path: Path) -> None:
     actual = Windows(sine(200), length=10, test_points=50, split="test")
     assert len(actual) == 50
     assert np.square(forecast[:, 0] - np.sin(np.arange(150, 200) * 0.1)).mean() <= 1e-4
-    plot_forecast(np.sin(np.arange(150, 200) * 0.1), forecast, tmp_path / "forecast.png")
-    assert (tmp_path / "forecast.png").stat().st_size > 1000
+    assert (tmp_path / "runs" / "sine-lstm" / "plots" / "forecast.png").stat().st_size > 1000
 
 
 @pytest.mark.examples

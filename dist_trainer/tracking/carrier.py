@@ -124,6 +124,7 @@ class Carrier:
             self._carry_text(mlflow, "config.yaml", redact_yaml(self._run.config_path.read_text()))
             self._carry_text(mlflow, "code.json", json.dumps(self._run.info().code, indent=1) + "\n")
             if end == "FINISHED":
+                self._carry_plots(mlflow)
                 self._carry_model(mlflow)
         except Unavailable as error:
             if end:
@@ -136,6 +137,14 @@ class Carrier:
             mlflow.log_text(name, text)
             self._state.artifacts[name] = _digest(text)
             self._save()
+
+    def _carry_plots(self, mlflow: "MlflowRun") -> None:
+        for path in sorted((self._run.path / "plots").glob("*")):
+            version = str(path.stat().st_mtime_ns)
+            if self._state.artifacts.get(path.name) != version:
+                mlflow.log_file(path, folder="plots")
+                self._state.artifacts[path.name] = version
+                self._save()
 
     def _carry_model(self, mlflow: "MlflowRun") -> None:
         settings = RunSettings.read(self._run)

@@ -81,7 +81,7 @@ class Trainer:
         self.values: dict[str, float] = {}  # of the latest evaluation
         self._evaluated_at = self._resumed_at = -1
         measures, plan = as_metrics(metrics or {}), scheduler or Scheduler()
-        self._given = Ingredients(model, task, train, val, test, measures, optimizer, plan, collate)
+        self.given = Ingredients(model, task, train, val, test, measures, optimizer, plan, collate)
         self._open_run = (lambda: run) if run is not None else open_or_create(self.settings, Path(runs))
         self._signals = signals
 
@@ -91,7 +91,7 @@ class Trainer:
         try:
             with begin(self._open_run, self.settings.launch, signals) as attempt:
                 self.attempt = attempt
-                self.parts = build(self._given, self.settings, attempt.group)
+                self.parts = build(self.given, self.settings, attempt.group)
                 self.saves = Saves(self.settings.checkpoint, attempt)
                 every = self.settings.tracking.log_every_steps
                 self.recorder = Recorder(attempt, every_steps=every, epoch_rows=self.parts.sampler.length)
