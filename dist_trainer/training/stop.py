@@ -101,7 +101,9 @@ class Agreement:
         agreed = self._finish()
         assert agreed is not None
         self._next = step + 1
-        return agreed._replace(bad_rows=agreed.bad_rows + (before.bad_rows if before else 0))
+        if before is None:
+            return agreed
+        return agreed._replace(rows=agreed.rows + before.rows, bad_rows=agreed.bad_rows + before.bad_rows)
 
     def _start(self, step: int, save: bool) -> None:
         since_step, since = self._since
