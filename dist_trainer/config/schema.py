@@ -159,7 +159,7 @@ class TrainConfig(Section):
     compile: bool = False  # torch.compile
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1
-    )  # evaluations and the final model use the average
+    )  # evaluations and predictions use the average; a checkpoint holds both
     freeze: list[Pattern] = []  # shell patterns on parameter names
     eval_every_epochs: int | None = Field(default=1, ge=1)  # null: not by epochs
     eval_every_steps: int | None = Field(default=None, ge=1)  # null: not by steps
