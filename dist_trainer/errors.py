@@ -10,7 +10,7 @@ DistTrainerError            1   anything else
 ├── NoUsableCheckpoint      65  checkpoints exist and none of them is good
 ├── FencedOut               1   a newer attempt of the same run has taken over
 ├── NoProgress              93  three resumes without a new checkpoint: do not requeue
-└── WorkersFailed           1   a rank failed, with its own error as the message
+└── LeftEarly               1   code of the user's called sys.exit before the training was over
 """
 
 from typing import ClassVar
@@ -69,5 +69,9 @@ class NoProgress(DistTrainerError):
     exit_code = 93
 
 
-class WorkersFailed(DistTrainerError):
-    """A worker failed and no restart is left; the message is the first failed rank's error."""
+class LeftEarly(DistTrainerError):
+    """Code of the user's called sys.exit in the middle of the work: that is no end, whatever its code."""
+
+    def __init__(self, leaving: SystemExit) -> None:
+        super().__init__(f"sys.exit({leaving.code!r}) was called before the work was over")
+        self.__cause__ = leaving  # where it was called

@@ -25,13 +25,14 @@ from dist_trainer.config.load import read_config
 from dist_trainer.config.schema import Config, DataSettings, SchedulerConfig, Settings
 from dist_trainer.config.targets import build, fill, import_target
 from dist_trainer.data.split import split_dataset
-from dist_trainer.errors import ConfigError, DistTrainerError
+from dist_trainer.errors import ConfigError, DistTrainerError, LeftEarly
 from dist_trainer.run_folder import RunFolder, Status, find_run
 from dist_trainer.tracking.heartbeat import read_heartbeat
+from dist_trainer.training.attempt import Attempt
 from dist_trainer.training.optimizer import check_schedule_unit, fill_schedule_length, make_optimizer
 from dist_trainer.training.stop import Signals
 from dist_trainer.training.task import Task
-from dist_trainer.training.trainer import Result, Scheduler, Trainer
+from dist_trainer.training.trainer import Scheduler, Trainer
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 
@@ -39,16 +40,16 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 def main(run_folder: str) -> None:
     """Train the run as one of its ranks; raises what went wrong."""
     signals = Signals()  # before anything slow: a request during start-up is kept
-    train(RunFolder.open(run_folder), signals)
+    make_trainer(RunFolder.open(run_folder), signals).fit()
 
 
-def train(run: RunFolder, signals: Signals) -> Result:
-    """Build what the run's configuration names, and fit."""
+def make_trainer(run: RunFolder, signals: Signals) -> Trainer:
+    """Build what the run's configuration names."""
     config = read_config(run.config_path)
     model = build_model(config)
     task, metrics = build_task(config)
     datasets = build_datasets(config)
-    trainer = Trainer(
+    return Trainer(
         model,
         task=task,
         metrics=metrics,
@@ -61,7 +62,6 @@ def train(run: RunFolder, signals: Signals) -> Result:
         signals=signals,
         **datasets,
     )
-    return trainer.fit()
 
 
 def settings_of(config: Config) -> Settings:
@@ -167,16 +167,17 @@ def _make_schedule(config: Config, plan: SchedulerConfig, optimizer: Optimizer, 
     return schedule
 
 
-def fail(run: RunFolder, error: BaseException) -> NoReturn:
-    """Leave word of the error and go, without waiting for threads or peers that may be stuck."""
+def fail(run: RunFolder, error: BaseException, attempt: Attempt | None) -> NoReturn:
+    """Leave word of the error and go, without waiting for threads or peers that may be stuck.
+
+    `attempt` is the one this rank took part in. Without one the run is left as it is: another process may be
+    training it, which is why this one was refused.
+    """
     place = Place.from_environment()
     code = error.exit_code if isinstance(error, DistTrainerError) else 1
     if not isinstance(error, PeerFailed):
-        beat = read_heartbeat(run.heartbeat_path(place.rank))
-        step = beat.step if beat and beat.pid == os.getpid() else None
-        run.write_error(run.highest_fence(), place.rank, error=error, step=step, exit_code=code)
-        if place.fence is None:  # no agent of ours does it
-            run.write_status(Status("failed", str(error), step))
+        if attempt is not None:
+            _leave_word(run, error, attempt, code)
         if isinstance(error, DistTrainerError):
             sys.stderr.write(f"rank {place.rank}: {error}\n")
         else:
@@ -184,6 +185,15 @@ def fail(run: RunFolder, error: BaseException) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _leave_word(run: RunFolder, error: BaseException, attempt: Attempt, code: int) -> None:
+    rank = attempt.group.rank
+    beat = read_heartbeat(run.heartbeat_path(rank))
+    step = beat.step if beat and beat.attempt == attempt.number else None
+    run.write_error(attempt.number, rank, error=error, step=step, exit_code=code)
+    if run.highest_fence() == attempt.number:  # else a newer attempt says how the run is
+        run.write_status(Status("failed", str(error), step))
 
 
 def _main_of_torchrun() -> None:
@@ -199,10 +209,15 @@ def _main_of_torchrun() -> None:
     folder = run.info().working_folder
     os.chdir(folder)
     sys.path.insert(0, str(folder))
+    trainer: Trainer | None = None
     try:
-        main(str(run.path))
+        signals = Signals()
+        trainer = make_trainer(run, signals)
+        trainer.fit()
+    except SystemExit as error:  # the user's code, in the middle of it
+        fail(run, LeftEarly(error), getattr(trainer, "attempt", None))
     except Exception as error:
-        fail(run, error)
+        fail(run, error, getattr(trainer, "attempt", None))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dist_trainer.errors import DistTrainerError
+from dist_trainer.errors import STOPPED, DistTrainerError, LeftEarly
 from dist_trainer.launchers.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
@@ -150,32 +150,33 @@ def work(entry: str, run_folder: str) -> NoReturn:
         _enter(run.info().working_folder)
         module, _, function = entry.partition(":")
         getattr(importlib.import_module(module), function)(run_folder)
-        raise SystemExit  # without a code: torch takes 0 for a return
     except SystemExit as leaving:
-        if leaving.code not in (None, 0):
-            _leave(leaving.code)
-        raise SystemExit from None
+        _fail(run, place.fence, place.rank, LeftEarly(leaving), _failing(leaving.code))
     except BaseException as error:
-        traceback.print_exc()
         code = error.exit_code if isinstance(error, DistTrainerError) else 1
-        if not any(known.rank == place.rank for known in run.read_errors(place.fence)):
-            step = beat.step if (beat := _last_beat(run, place.fence, place.rank)) else None
-            run.write_error(place.fence, place.rank, error=error, step=step, exit_code=code)
-        _leave(code)
+        _fail(run, place.fence, place.rank, error, code)
+    raise SystemExit  # without a code: torch takes 0 for a return
+
+
+def _failing(code: str | int | None) -> int:
+    """The exit code of a failure: 1 for that of a success or a stop, and for what is none."""
+    return code if isinstance(code, int) and 0 < code < 256 and code != STOPPED else 1
+
+
+def _fail(run: RunFolder, attempt: int, rank: int, error: BaseException, code: int) -> NoReturn:
+    """Leave word and end, without waiting for threads that may be stuck in a collective."""
+    traceback.print_exception(error)
+    if not any(known.rank == rank for known in run.read_errors(attempt)):
+        step = beat.step if (beat := _last_beat(run, attempt, rank)) else None
+        run.write_error(attempt, rank, error=error, step=step, exit_code=code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _last_beat(run: RunFolder, attempt: int, rank: int) -> Beat | None:
     beat = read_heartbeat(run.heartbeat_path(rank))
     return beat if beat and beat.attempt == attempt else None
-
-
-def _leave(code: str | int | None) -> NoReturn:
-    """End with a failure, without waiting for threads that may be stuck in a collective."""
-    if isinstance(code, str):
-        sys.stderr.write(f"{code}\n")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)
 
 
 def _enter(folder: Path) -> None:

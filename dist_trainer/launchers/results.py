@@ -41,8 +41,7 @@ def show_results(ending: Ending, console: Console) -> None:
     if ending.state != "finished":
         if ending.message:
             console.print(ending.message, markup=False, soft_wrap=True)
-        saved = f"stopped; saved at step {ending.step}" if ending.step else "stopped before the first step"
-        console.print(f"{saved}; the same command goes on from there", soft_wrap=True)
+        console.print(_where_saved(ending.step), soft_wrap=True)
         return
     console.print(f"{name}: finished at step {ending.step}", style="bold")
     if ending.results:
@@ -53,6 +52,13 @@ def show_results(ending: Ending, console: Console) -> None:
     console.print(f"checkpoints  {ending.checkpoints}", markup=False, soft_wrap=True)
     for line in _tracking_lines(ending):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _where_saved(step: int | None) -> str:
+    if step is None:
+        return "stopped; nothing was saved yet, so the same command starts from the beginning"
+    saved = f"stopped; saved at step {step}" if step else "stopped before the first step"
+    return f"{saved}; the same command goes on from there"
 
 
 def show_error(ending: Ending) -> None:

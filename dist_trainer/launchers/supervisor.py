@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from dist_trainer.config.schema import LaunchConfig
-from dist_trainer.errors import FINISHED, STOPPED
+from dist_trainer.errors import FINISHED, STOPPED, LeftEarly
 from dist_trainer.launchers.failures import Failure, first_failure
 from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.run_folder import RunFolder, State, Status
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
+from dist_trainer.tracking.journal import last_saved_step
 
 _PEERS_MAY_TAKE_S = 3.0  # after a failure; their group is broken, so there is nothing they could finish
 _DEATHS_TOGETHER_S = (
@@ -46,7 +47,7 @@ class Outcome:
 
     state: State
     exit_code: int
-    step: int | None
+    step: int | None  # stopped: the one that is saved, None where nothing is
     failure: Failure | None = None
     message: str = ""
 
@@ -67,9 +68,11 @@ class Supervisor:
         self._gave_up_on_workers = False
         self._last_life: tuple[Beat | None, ...] = ()
         self._alive_at = 0.0
+        self._status_before = run.read_status()
 
     def take_fence(self) -> int:
         """The number of the attempt that starts now; older attempts may no longer commit."""
+        self._status_before = self._run.read_status()
         return self._run.new_fence({"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()})
 
     def started(self, workers: list[Worker], *, leads: bool) -> None:
@@ -133,6 +136,10 @@ class Supervisor:
 
     def outcome(self) -> Outcome:
         """How it all ended; written to status.json where the workers could not."""
+        if self._left_early():
+            what = "the workers left without finishing: something in them ended the process with exit code 0"
+            log = self._run.log_path(self.attempt, 0)
+            self._failure = Failure(0, what, log, self._last_step(), LeftEarly.__name__, what)
         self._close_attempt()
         if self._failure is None and not self._gave_up_on_workers:
             return self._success(self._run.read_status())
@@ -141,19 +148,33 @@ class Supervisor:
             self._run.write_status(Status(outcome.state, outcome.message, outcome.step))
         return outcome
 
+    def _left_early(self) -> bool:
+        """Whether every exit code is 0 and yet nobody wrote that the training ended.
+
+        Work that is no training writes nothing at all. What an earlier attempt left says nothing of this one.
+        """
+        if not self._leads or self.attempt == 0 or self._failure is not None:
+            return False
+        if self._gave_up_on_workers or self.requests.stopping:
+            return False
+        status = self._run.read_status()
+        return status.state == "running" or (status.state != "new" and status == self._status_before)
+
     def _success(self, status: Status) -> Outcome:
-        stopped = status.state == "stopped" or (status.state != "finished" and self.requests.stopping)
-        return Outcome("stopped" if stopped else "finished", STOPPED if stopped else FINISHED, status.step)
+        if status.state == "stopped":
+            return Outcome("stopped", STOPPED, status.step)
+        if status.state != "finished" and self.requests.stopping:
+            return Outcome("stopped", STOPPED, self._saved_step())
+        return Outcome("finished", FINISHED, status.step)
 
     def _judge(self, failure: Failure | None) -> Outcome:
-        step = self._last_step()
         if failure is None:
-            return Outcome("stopped", STOPPED, step, message="left at once, with the last good checkpoint")
+            return Outcome("stopped", STOPPED, self._saved_step(), message="left at once, without saving")
         if self.requests.stopping and failure.may_be_repeated:
-            message = f"{failure.what}; stopped with the last good checkpoint"
-            return Outcome("stopped", STOPPED, step, failure, message)
+            message = f"{failure.what}; stopped without saving"
+            return Outcome("stopped", STOPPED, self._saved_step(), failure, message)
         state: State = "do-not-requeue" if failure.exit_code == _NO_PROGRESS else "failed"
-        return Outcome(state, failure.exit_code, step, failure, failure.what)
+        return Outcome(state, failure.exit_code, self._last_step(), failure, failure.what)
 
     def _exit_codes(self) -> dict[int, int | None]:
         return {worker.rank: worker.process.exitcode for worker in self._workers}
@@ -199,6 +220,9 @@ class Supervisor:
                 "error": outcome.message or None,
             }
         )
+
+    def _saved_step(self) -> int | None:
+        return last_saved_step(self._run.journal_path(0))
 
     def _last_step(self) -> int | None:
         beat = read_heartbeat(self._run.heartbeat_path(0))

@@ -116,6 +116,21 @@ def history(path: Path) -> dict[str, dict[int, float]]:
     return values
 
 
+def last_saved_step(path: Path) -> int | None:
+    """The step of the checkpoint that the next attempt goes on from, by rank 0's journal; None without one."""
+    last = b""
+    if path.exists():
+        with path.open("rb") as file:  # only lines that can matter are parsed: there may be millions
+            for line in file:
+                if line.endswith(b"\n") and (b'"kind": "saved"' in line or b'"kind": "started"' in line):
+                    last = line
+    for record in whole_lines(last):
+        if record["kind"] == "saved":
+            return int(record["step"])
+        return record["first_step"] or None  # what it went on from; the one before may have been bad
+    return None
+
+
 def _line(record: dict[str, Any]) -> str:
     try:
         return json.dumps(record, allow_nan=False) + "\n"

@@ -108,6 +108,43 @@ def user_mistake(run_folder: str) -> None:
     raise ConfigError("optimizer.lr must be > 0, got -1")
 
 
+def calls_exit(run_folder: str) -> None:
+    """The user's code takes step 2 for the end."""
+    rank = Rank(run_folder)
+    for number in range(5):
+        rank.step(number)
+        if number == 2:
+            sys.exit(0)
+
+
+def vanishes(run_folder: str) -> None:
+    """A training in the middle of which the processes end as if all were well."""
+    rank = Rank(run_folder)
+    if rank.rank == 0:
+        rank.run.write_status(Status("running", step=0))
+    for number in range(3):
+        rank.step(number)
+    os._exit(0)
+
+
+def vanishes_early(run_folder: str) -> None:
+    """The processes end before they say anything."""
+    os._exit(0)
+
+
+def saves_and_goes_deaf(run_folder: str) -> None:
+    """A checkpoint at step 3, and then no more."""
+    rank = Rank(run_folder)
+    with Journal(rank.run.journal_path(rank.rank), attempt=rank.attempt, rank=rank.rank) as journal:
+        for number in range(5):
+            rank.step(number)
+        if rank.rank == 0:
+            journal.event("saved", step=3, checkpoint="step-000000003-f0001")
+    rank.note("pid", os.getpid())
+    while True:
+        time.sleep(0.1)
+
+
 def user_module(run_folder: str) -> None:
     """Import a module that is only in the working folder."""
     import users_own_module

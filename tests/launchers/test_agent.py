@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.run_folder import RunFolder
+from dist_trainer.run_folder import RunFolder, Status
 from tests.launchers.processes import Command, last_object
 
 pytestmark = pytest.mark.timeout(60)
@@ -68,6 +68,30 @@ def test_a_mistake_of_the_user_is_not_tried_again(launch: Launch, run: RunFolder
     assert command.finish() == 2
     assert run.highest_fence() == 1
     assert last_object(command.stdout)["message"] == "optimizer.lr must be > 0, got -1"
+
+
+def test_sys_exit_in_the_middle_is_a_failure_whatever_its_code(launch: Launch, run: RunFolder) -> None:
+    command = launch("calls_exit", 2)
+    assert command.finish() == 1
+    message = str(last_object(command.stdout)["message"])
+    assert message.endswith("failed at step 2: sys.exit(0) was called before the work was over")
+    assert run.read_status().state == "failed"
+    assert "entries.py" in run.read_errors(1)[0].traceback, "it says where"
+
+
+def test_workers_that_end_as_if_all_were_well_have_not_finished(launch: Launch, run: RunFolder) -> None:
+    command = launch("vanishes", 2)
+    assert command.finish() == 1
+    assert "the workers left without finishing" in last_object(command.stdout)["message"]
+    assert (run.read_status().state, run.read_status().step) == ("failed", 2)
+    assert [line["cause"] for line in ends(run)] == ["failed"]
+
+
+def test_what_an_earlier_attempt_left_does_not_make_a_run_finished(launch: Launch, run: RunFolder) -> None:
+    run.write_status(Status("finished", step=4))
+    command = launch("vanishes_early", 2)
+    assert command.finish() == 1
+    assert run.read_status().state == "failed"
 
 
 def test_a_module_in_the_working_folder_is_found(launch: Launch, run: RunFolder, tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_a_second_interrupt_leaves_at_once(launch: Launch, run: RunFolder) -> No
     assert time.monotonic() - begin < 3
     assert run.read_status().state == "stopped"
     assert run.attempts()[-1]["cause"] == "stopped"
+    assert run.read_status().step is None, "nothing was saved"
+
+
+def test_leaving_at_once_says_which_step_is_saved_and_not_which_was_worked_on(
+    launch: Launch, run: RunFolder
+) -> None:
+    command = started(launch, run, "saves_and_goes_deaf", "timeout_s=1")
+    command.send(signal.SIGTERM)
+    assert command.finish() == 75
+    assert (run.read_status().state, run.read_status().step) == ("stopped", 3)
+    assert run.attempts()[-1]["last_step"] == 4
 
 
 def test_workers_without_a_sign_of_life_after_a_request_are_killed(launch: Launch, run: RunFolder) -> None:
