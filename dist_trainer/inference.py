@@ -22,7 +22,7 @@ from dist_trainer.checkpoint.store import Checkpoint
 from dist_trainer.config.load import read_config
 from dist_trainer.config.schema import Config
 from dist_trainer.config.targets import build
-from dist_trainer.errors import DataError, UsageError
+from dist_trainer.errors import ConfigError, DataError, UsageError
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.training.evaluation import evaluate, predict
@@ -31,6 +31,8 @@ from dist_trainer.training.metrics import as_metrics
 from dist_trainer.training.step import autocast_for
 from dist_trainer.training.task import Task
 from dist_trainer.worker import build_datasets, build_model, build_task
+
+_TAKEN = {"row", "file", "allow_pickle"}  # our own array, and the arguments of numpy.savez
 
 
 def main(scratch_folder: str) -> None:
@@ -42,9 +44,10 @@ def main(scratch_folder: str) -> None:
     model, (task, metrics) = build_model(config), build_task(config)
     dataset = _dataset(config, request.split)
     group = join(config.launch.device, timeout_s=config.launch.timeout_s)
-    checkpoint = _load(run, config, request.checkpoint, model)
+    checkpoint = _load(run, config, request.checkpoint, model, group)
     model.to(group.device)
-    loader = _loader(config, dataset, request.split, group)
+    move_held(task, group.device)
+    loader = make_loader(config, dataset, request.split, group)
     try:
         if request.output is None:
             result = _evaluate(config, model, task, metrics, loader, group)
@@ -71,10 +74,13 @@ def _dataset(config: Config, split: str) -> Any:
     return datasets[split]
 
 
-def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module) -> Checkpoint:
-    """Load a checkpoint's weights: with train.ema_decay their average, as the run's evaluations do."""
+def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module, group: Group) -> Checkpoint:
+    """Load a checkpoint's weights: with train.ema_decay their average, as the run's evaluations do. Collective.
+
+    Rank 0 chooses: the run may be training, and another rank would find a newer one a moment later.
+    """
     store = open_store(run, config.checkpoint)
-    checkpoint = choose(store.list(), wanted, config.checkpoint)
+    checkpoint = store.get(group.from_rank_zero(lambda: choose(store.list(), wanted, config.checkpoint).name))
     weights, training = decode(store.read(checkpoint))
     model.load_state_dict(weights)
     if training["average"]:
@@ -82,13 +88,22 @@ def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module) -> Chec
     return checkpoint
 
 
-def _loader(config: Config, dataset: Any, split: str, group: Group) -> EvalLoader:
-    data = config.data
+def move_held(task: Task, device: torch.device) -> None:
+    """Put what the task holds where the model is, as training does: a loss with class weights, a teacher."""
+    for held in vars(task).values():
+        if isinstance(held, nn.Module):
+            held.to(device)
+
+
+def make_loader(config: Config, dataset: Any, split: str, group: Group) -> EvalLoader:
+    """This rank's part of a split, in batches of training's size."""
+    data, ranks = config.data, group.world_size
     return EvalLoader(
         dataset,
         rank=group.rank,
-        world_size=group.world_size,
-        batch_size=data.eval_batch_size or -(-data.global_batch_size // group.world_size),
+        world_size=ranks,
+        batch_size=data.eval_batch_size
+        or -(-data.global_batch_size // (ranks * config.train.accumulate_steps)),
         num_workers=data.num_workers,
         collate=build(data.collate) if data.collate else None,
         bad_rows=data.bad_rows,
@@ -124,6 +139,11 @@ def _predict(
 ) -> dict[str, float]:
     """Each rank writes its rows into the scratch folder; rank 0 puts all into the data set's order."""
     indices, arrays = predict(model, task, loader, group.device, autocast=_autocast(config, group))
+    if taken := sorted(_TAKEN & arrays.keys()):
+        raise ConfigError(
+            f"task.target {config.task.target}: its prediction has the name {', '.join(taken)}, which a file of "
+            "predictions needs itself; give it another name in Task.prediction"
+        )
     np.savez(scratch / f"part-{group.rank}.npz", allow_pickle=False, **arrays, row=indices)
     group.barrier()
     if not group.is_rank_zero:

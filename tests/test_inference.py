@@ -1,6 +1,7 @@
 """evaluate and predict: a checkpoint of a run on a split, by any number of ranks, changing nothing of the run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from dist_trainer.checkpoint.choose import choose, open_store
 from dist_trainer.config.load import dump_config, load_config
 from dist_trainer.errors import UsageError
-from dist_trainer.inference import main, write_predictions
+from dist_trainer.inference import main, make_loader, move_held, write_predictions
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.launchers import infer
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.training.task import Supervised
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(120)
@@ -131,6 +133,77 @@ def test_the_commands_print_one_object_and_leave_nothing(
     assert infer.evaluate(run, split="nothing", checkpoint="last", workers=1, as_json=False) == 2
     assert "--split nothing: the run has no data.nothing; it has train, val, test" in capsys.readouterr().err
     assert sorted(path.name for path in run.path.iterdir()) == before
+
+
+def choose_on_rank_zero_only(scratch: str) -> None:
+    from dist_trainer import inference
+
+    def too_late(*arguments: Any) -> Any:
+        raise AssertionError("by now there may be a newer checkpoint than rank 0 saw")
+
+    if os.environ["RANK"] != "0":
+        inference.choose = too_late  # type: ignore[assignment]
+    main(scratch)
+
+
+def test_one_rank_chooses_the_checkpoint_for_all(run: RunFolder, tmp_path: Path) -> None:
+    Request(str(run.path), "test", "last").write(tmp_path)
+    run_ranks(2, choose_on_rank_zero_only, str(tmp_path))
+    assert json.loads((tmp_path / RESULT).read_text())["step"] == 40
+
+
+def test_a_checkpoint_that_is_not_there_is_said_once(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer.evaluate(run, split="test", checkpoint="7", workers=2, as_json=False) == 2
+    assert capsys.readouterr().err.startswith("--checkpoint 7: no such checkpoint; there are steps 40")
+
+
+def rows_of_a_batch(config_path: str) -> int:
+    from dist_trainer.adapters.distributed import join
+    from dist_trainer.data import Digits
+
+    config = load_config([config_path], ["train.accumulate_steps=5"]).config
+    group = join("cpu", timeout_s=30)
+    loader = make_loader(config, Digits(split="test"), "test", group)
+    rows = len(next(iter(loader))[0])
+    loader.close()
+    group.leave()
+    return rows
+
+
+def test_a_batch_is_no_larger_than_in_training(run: RunFolder) -> None:
+    assert run_ranks(2, rows_of_a_batch, str(run.config_path)) == [5, 5]
+
+
+def test_what_the_task_holds_is_moved_to_the_device() -> None:
+    task = Supervised(torch.nn.CrossEntropyLoss(weight=torch.ones(3)))
+    move_held(task, torch.device("meta"))
+    assert task.loss_function.weight.is_meta
+
+
+class NamesARow(Supervised):
+    """Predictions under a name that the file needs itself."""
+
+    def prediction(self, output: Any) -> dict[str, Any]:
+        return {"row": output, "other": output}
+
+
+def test_a_prediction_under_a_name_that_the_file_needs_is_refused(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = run.config_path.read_text()
+    own = load_config([run.config_path], ["task.target=tests.test_inference.NamesARow"]).config
+    run.config_path.write_text(dump_config(own))
+    try:
+        code = infer.predict(
+            run, output=tmp_path / "p.npz", split="test", checkpoint="last", workers=1, as_json=False
+        )
+    finally:
+        run.config_path.write_text(text)
+    assert code == 2
+    assert "NamesARow: its prediction has the name row, which" in capsys.readouterr().err
+    assert not (tmp_path / "p.npz").exists()
 
 
 def journal(run: RunFolder) -> list[dict[str, Any]]:
