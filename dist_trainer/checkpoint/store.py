@@ -71,6 +71,11 @@ class CheckpointStore:
         """
         checkpoint = Checkpoint(fence=self.fence, step=step, info=dict(info))
         if self.storage.exists(f"{checkpoint.name}/{COMMIT}"):
+            if self.storage.exists(f"{checkpoint.name}/{QUARANTINE}"):
+                raise StorageError(
+                    f"{self._where(checkpoint)}: was damaged after its commit (see {QUARANTINE}), and a committed "
+                    "checkpoint is never written over; look at the store: later steps are saved under other names"
+                )
             return self.get(checkpoint.name)
         self._check_fence()
         self.storage.delete_folder(checkpoint.name)  # of an earlier try: the fence in the name is ours

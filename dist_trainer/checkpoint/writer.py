@@ -127,9 +127,13 @@ class Checkpointer:
         self._join()
         self.poll()
 
-    def close(self) -> None:
-        """Wait for the save under way; what goes wrong is reported, not raised."""
-        self._join()
+    def close(self, *, timeout_s: float | None = None) -> None:
+        """Wait for the save under way; what goes wrong is reported, not raised. One that takes longer than
+        `timeout_s` is left to itself: it dies with the process, and never commits under a newer fence."""
+        if self._flight is not None:
+            self._flight.join(timeout_s)
+            if self._flight.is_alive():
+                return
         try:
             self._settle()
         except (FencedOut, StorageError) as error:

@@ -4,12 +4,13 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from dist_trainer.adapters.distributed import Group, join
+from dist_trainer.adapters.distributed import Group, PeerFailed, join
 from dist_trainer.adapters.place import Place
 from dist_trainer.config.schema import LaunchConfig
+from dist_trainer.errors import DistTrainerError
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.heartbeat import Heartbeat
 from dist_trainer.tracking.journal import Journal
@@ -60,6 +61,37 @@ class Attempt:
             device=str(self.group.device),
         )
         self.journal.sync()
+
+    @contextmanager
+    def told(self, step: Callable[[], int]) -> Iterator[ExitStack]:
+        """After an exception in this block: do what was pushed on the stack, and write how the attempt ended.
+
+        Only where no agent of ours does, and the process may live on. Never waits for a peer.
+        """
+        stack = ExitStack()
+        try:
+            yield stack
+        except BaseException as error:
+            if not self.has_agent:
+                with suppress(Exception):  # the error under way is the one to show
+                    stack.close()
+                with suppress(OSError):
+                    self._record_failure(error, step() or None)
+            raise
+
+    def _record_failure(self, error: BaseException, step: int | None) -> None:
+        if not self.is_rank_zero:
+            return
+        message = str(error) or type(error).__name__
+        self.journal.event("ended", state="failed", step=step)
+        self.journal.sync()
+        code = error.exit_code if isinstance(error, DistTrainerError) else 1
+        line = {"event": "end", "attempt": self.number, "time": time.time(), "last_step": step}
+        self.run.record({**line, "cause": "failed", "exit_code": code, "error": message})
+        # a newer attempt tells how it stands, and a peer that failed first told why
+        is_told = isinstance(error, PeerFailed) and self.run.read_status().state == "failed"
+        if not is_told and self.run.highest_fence() <= self.number:
+            self.run.write_status(Status("failed", message, step))
 
     def record_end(self, status: Status) -> None:
         """Write how the attempt ended in good order; on rank 0."""

@@ -13,10 +13,12 @@ from dist_trainer.adapters.place import be_deterministic
 from dist_trainer.config.schema import Settings
 from dist_trainer.training.checks import check_model, check_optimizers, check_single_rows, check_watched
 from dist_trainer.training.early_stopping import EarlyStopping
+from dist_trainer.training.group_options import configured
 from dist_trainer.training.loader import Batch, EvalLoader, TrainLoader
 from dist_trainer.training.metrics import Metric
-from dist_trainer.training.optimizer import Schedule, check_built_schedule, freeze, set_train_mode
+from dist_trainer.training.optimizer import check_built_schedule, freeze, set_train_mode
 from dist_trainer.training.sampler import ResumableSampler
+from dist_trainer.training.schedule import Schedule
 from dist_trainer.training.step import TrainStep
 from dist_trainer.training.task import Task
 
@@ -53,6 +55,7 @@ class Parts:
     task: Task
     metrics: Mapping[str, Metric]
     train_step: TrainStep
+    configured: dict[str, list[dict[str, Any]]]  # by phase: each group's options before training
     schedules: dict[str, Schedule]  # by phase
     early_stopping: EarlyStopping | None
     sampler: ResumableSampler
@@ -100,6 +103,7 @@ def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
     train_step = TrainStep(
         model, given.task, optimizers, group, train=settings.train, ddp=settings.ddp, seed=settings.seed
     )
+    options = {name: configured(each) for name, each in optimizers.items()}  # before a schedule sets some
     total_steps = settings.train.steps or (settings.train.epochs or 1) * sampler.steps_per_epoch
     stopping = settings.train.early_stopping
     return Parts(
@@ -107,6 +111,7 @@ def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
         given.task,
         given.metrics,
         train_step,
+        options,
         {name: _schedule(given.scheduler, each, settings, total_steps) for name, each in optimizers.items()},
         EarlyStopping(stopping) if stopping else None,
         sampler,

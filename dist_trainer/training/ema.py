@@ -46,6 +46,6 @@ class MovingAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back the averages."""
-        for name, average in zip(self._names, self._average, strict=True):
-            average.copy_(state[name])
+        """Take back the averages; a parameter that was not averaged yet begins with its weights."""
+        for name, weight, average in zip(self._names, self._weights, self._average, strict=True):
+            average.copy_(state.get(name, weight))

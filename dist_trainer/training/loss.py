@@ -49,7 +49,7 @@ class SummedLoss:
             kept = target != self.function.ignore_index
             if self.function.weight is None:
                 return kept.sum()
-            return (self.function.weight[target.clamp(min=0)] * kept).sum()
+            return (self.function.weight[torch.where(kept, target, 0)] * kept).sum()
         if isinstance(self.function, _PER_ELEMENT):
             return float(output.numel())
         return float(len(target))

@@ -1,13 +1,13 @@
-"""Parameters, optimizers and the learning-rate schedule, from the configuration's words."""
+"""Parameters, optimizers and a schedule's arguments, from the configuration's words."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from dist_trainer.config.schema import GroupConfig
 from dist_trainer.errors import ConfigError
@@ -140,92 +140,3 @@ def check_built_schedule(schedule: LRScheduler, *, epochs: int | None, steps: in
     arguments = {name: getattr(schedule, name, None) for name in ("T_max", "step_size", "gamma")}
     arguments["milestones"] = list(getattr(schedule, "milestones", ()))
     check_schedule_unit(type(schedule).__name__, arguments, epochs=epochs, steps=steps)
-
-
-class Schedule:
-    """Linear warm-up from lr/warmup_steps to lr, then any torch scheduler; one `step` per update."""
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        make: Callable[[Optimizer], LRScheduler] | None,
-        *,
-        warmup_steps: int = 0,
-        metric: str | None = None,
-        total_steps: int = 0,
-    ) -> None:
-        self.metric = metric
-        self._total_steps = total_steps
-        self._optimizer = optimizer
-        self._warmup_steps = warmup_steps
-        self._updates = 0
-        self._scheduler = make(optimizer) if make else None
-        # a first update that fp16's scaler or skip_nonfinite left out is no mistake to warn of
-        optimizer._opt_called = True  # type: ignore[attr-defined]
-        self._full = [float(group["lr"]) for group in optimizer.param_groups]
-        if isinstance(self._scheduler, ReduceLROnPlateau) != (metric is not None):
-            raise ConfigError(
-                "scheduler.metric names what ReduceLROnPlateau watches, for example val/loss; "
-                + ("it is missing" if metric is None else "this scheduler takes none")
-            )
-        self._warm_up()
-
-    def step(self) -> None:
-        """After an update."""
-        self._updates += 1
-        if self._updates <= self._warmup_steps:
-            self._warm_up()
-        elif self._scheduler is not None and self.metric is None:
-            self._scheduler.step()
-
-    def step_on(self, metrics: dict[str, float]) -> None:
-        """After an evaluation: ReduceLROnPlateau looks at its metric. Raises ConfigError if it is not there."""
-        if self.metric is None or self._updates < self._warmup_steps:
-            return
-        if self.metric not in metrics:
-            raise ConfigError(
-                f"scheduler.metric is {self.metric}; an evaluation gives {', '.join(sorted(metrics))}"
-            )
-        assert isinstance(self._scheduler, ReduceLROnPlateau)
-        self._scheduler.step(metrics[self.metric])
-
-    def _warm_up(self) -> None:
-        if self._updates > self._warmup_steps or self._warmup_steps == 0:
-            return
-        self._set_rates(min(1.0, (self._updates + 1) / self._warmup_steps))
-
-    def _set_rates(self, share: float) -> None:
-        for group, full in zip(self._optimizer.param_groups, self._full, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(full * share)
-            else:
-                group["lr"] = full * share
-
-    def _repeat(self, updates: int) -> None:
-        """Go through the schedule from its start; the optimizer's rates are an earlier schedule's."""
-        self._set_rates(1.0)
-        for _ in range(updates):
-            self.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Updates so far, and the torch scheduler's own state."""
-        inner = self._scheduler.state_dict() if self._scheduler is not None else None
-        return {
-            "updates": self._updates,
-            "full": self._full,
-            "scheduler": inner,
-            "total_steps": self._total_steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back `state_dict`; the rates themselves are in the optimizer's state.
-
-        In a run that was made longer since, the rate goes on as if it had been that long from the start.
-        """
-        if self._scheduler is not None and self.metric is None and state["total_steps"] != self._total_steps:
-            self._repeat(state["updates"])
-            return
-        self._updates = state["updates"]
-        self._full = list(state["full"])
-        if self._scheduler is not None and state["scheduler"] is not None:
-            self._scheduler.load_state_dict(state["scheduler"])

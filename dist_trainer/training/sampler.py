@@ -108,12 +108,21 @@ class ResumableSampler(DistributedSampler[int]):
         """The next step to train, counted over all epochs."""
         return self.epoch * self.steps_per_epoch + self._position // self.global_batch_size
 
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its samples all ranks together have trained on."""
-        return {"epoch": self.epoch, "position": self._position}
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, how many of its samples all ranks together have trained on, and of what they are part."""
+        whole = {"length": self.length, "order": self.order}
+        return {"epoch": self.epoch, "position": self._position, **whole}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from a state saved at any world size; ConfigError if it lies within a step."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state saved at any world size; ConfigError if it lies within a step or in other data.
+
+        Epoch and position alone will do: the length is compared where the state has one.
+        """
+        if (before := state.get("length", self.length)) != self.length:
+            raise ConfigError(
+                f"data.train has {self.length} rows, and the checkpoint was trained on {before}: its place in the "
+                "epoch means nothing in the new order; go on with the same rows, or start afresh with --fresh"
+            )
         epoch, position = int(state["epoch"]), int(state["position"])
         steps, within = divmod(position, self.global_batch_size)
         if within and position < self.length:

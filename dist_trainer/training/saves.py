@@ -13,11 +13,13 @@ from dist_trainer.checkpoint.state import decode, encode
 from dist_trainer.checkpoint.store import Checkpoint
 from dist_trainer.checkpoint.writer import Checkpointer, State
 from dist_trainer.config.schema import CheckpointConfig
-from dist_trainer.errors import NoProgress
+from dist_trainer.errors import FINISHED, STOPPED, NoProgress, NoUsableCheckpoint
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.training.attempt import Attempt
+from dist_trainer.training.best import Best
 
 RESUMES_WITHOUT_PROGRESS = 3
+ABANDONED_AFTER_S = 10.0
 
 
 class Saves:
@@ -29,13 +31,14 @@ class Saves:
         self._store = open_store(attempt.run, config, fence=attempt.number, report=self._report)
         self._writer: Checkpointer | None = None
         self._resumed_from: list[str] = []
-        self._best: float | None = None
+        self._best = Best(config.keep_best) if config.keep_best else None
+        self._is_abandoned = False
 
     def resume(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest good checkpoint's model and training state, None where there is none yet. Collective.
 
         Rank 0 chooses and the others read the same one; each verifies every byte that it reads. Raises
-        NoUsableCheckpoint, or NoProgress after three resumes from one checkpoint.
+        NoUsableCheckpoint where none is good or all are gone, NoProgress after three resumes from one.
         """
         files: Mapping[str, Buffer] | None = None
 
@@ -43,6 +46,7 @@ class Saves:
             nonlocal files
             found = self._store.newest_good()
             if found is None:
+                refuse_lost(self._attempt.run, self._store.storage.url)
                 return None
             checkpoint, files = found
             refuse_standstill(self._attempt.run, checkpoint.step)
@@ -81,11 +85,7 @@ class Saves:
         best = self._config.keep_best
         if best is None or best.metric not in metrics:
             return False
-        value = metrics[best.metric]
-        if self._best is None or (value < self._best if best.mode == "min" else value > self._best):
-            self._best = value
-            return True
-        return False
+        return self._best is not None and self._best.update(metrics[best.metric])
 
     def save(
         self, step: int, capture: Callable[[], State], metrics: Mapping[str, float], *, last: bool
@@ -132,11 +132,12 @@ class Saves:
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""
-        return {"best": self._best}
+        return {"best": self._best.state_dict() if self._best else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back the best value."""
-        self._best = state["best"]
+        if self._best and state["best"]:
+            self._best.load_state_dict(state["best"])
 
     def close(self) -> None:
         """Wait for the writer."""
@@ -144,9 +145,46 @@ class Saves:
             self._writer.close()
             self._writer = None
 
+    def abandon(self) -> None:
+        """After a failure: give the save under way some seconds, since it is good, and leave a stuck one."""
+        self._is_abandoned = True
+        if self._writer is not None:
+            self._writer.close(timeout_s=ABANDONED_AFTER_S)
+            self._writer = None
+
     def _report(self, message: str) -> None:
         print(message, flush=True)
-        self._attempt.journal.event("alarm", message=message)
+        if not self._is_abandoned:  # the journal may be closed before a stuck writer says something
+            self._attempt.journal.event("alarm", message=message)
+
+
+def refuse_lost(run: RunFolder, url: str) -> None:
+    """Raise NoUsableCheckpoint where the run has saved before, and nothing is at `url` any more."""
+    if has_saved(run):
+        raise NoUsableCheckpoint(
+            f"{url}: no checkpoint is there, and run {run.path.name} has saved some; mount the folder or bring it "
+            "back, or start over with --fresh"
+        )
+
+
+def has_saved(run: RunFolder) -> bool:
+    """Whether an attempt went on from a checkpoint, ended in good order, or wrote down that it had saved."""
+    for line in run.attempts():
+        ended_well = line.get("exit_code") in (FINISHED, STOPPED) and (line.get("last_step") or 0) > 0
+        if line.get("first_step", 0) > 0 or ended_well:
+            return True
+    try:
+        with run.journal_path(0).open("rb") as lines:
+            return any(_kind(line) == "saved" for line in lines)
+    except FileNotFoundError:
+        return False
+
+
+def _kind(line: bytes) -> Any:
+    try:
+        return json.loads(line)["kind"] if b'"saved"' in line else None
+    except ValueError:  # torn by a crash
+        return None
 
 
 def refuse_standstill(run: RunFolder, step: int) -> None:

@@ -9,6 +9,7 @@ from dist_trainer.checkpoint.writer import State
 from dist_trainer.errors import ConfigError
 from dist_trainer.training.attempt import Attempt
 from dist_trainer.training.build import Parts
+from dist_trainer.training.group_options import load_state
 from dist_trainer.training.saves import Saves
 
 
@@ -25,6 +26,7 @@ def capture(parts: Parts, saves: Saves, progress: Mapping[str, Any], *, world_si
             "sampler": parts.sampler.state_dict(),
             "world_size": world_size,
             "optimizers": {name: each.state_dict() for name, each in step.optimizers.items()},
+            "configured": parts.configured,
             "schedules": {name: each.state_dict() for name, each in parts.schedules.items()},
             "skipped_in_a_row": step.skipped_in_a_row,
             "scaler": step.scaler.state_dict() if step.scaler else None,
@@ -43,7 +45,13 @@ def restore(
     try:
         parts.model.load_state_dict(model)
         for name, optimizer in parts.train_step.optimizers.items():
-            optimizer.load_state_dict(training["optimizers"][name])
+            load_state(
+                optimizer,
+                training["optimizers"][name],
+                before=training["configured"][name],
+                now=parts.configured[name],
+                scheduled=parts.schedules[name].scheduled,
+            )
         for name, schedule in parts.schedules.items():
             schedule.load_state_dict(training["schedules"][name])
     except (RuntimeError, ValueError, KeyError) as error:
@@ -68,8 +76,8 @@ def _restore_optional(parts: Parts, training: Mapping[str, Any]) -> None:
     step.skipped_in_a_row = training["skipped_in_a_row"]
     if step.scaler and training["scaler"]:
         step.scaler.load_state_dict(training["scaler"])
-    if step.average and training["average"]:
-        step.average.load_state_dict(training["average"])
+    if step.average:
+        step.average.load_state_dict(training["average"] or {})
     if parts.early_stopping and training["early_stopping"]:
         parts.early_stopping.load_state_dict(training["early_stopping"])
 

@@ -16,6 +16,7 @@ from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.training.attempt import begin
 from dist_trainer.training.build import Ingredients, Scheduler, build
 from dist_trainer.training.evaluation import evaluate, is_due
+from dist_trainer.training.group_options import put_back
 from dist_trainer.training.hooks import Hook
 from dist_trainer.training.loader import Batch
 from dist_trainer.training.metrics import as_metrics
@@ -77,22 +78,32 @@ class Trainer:
             raise ConfigError("Trainer needs either a loss, or a task that defines one")
         self.settings = make_settings(settings, words)
         self.hooks = list(hooks)
-        self.step, self.stop = 0, Stop.NONE  # updates done; what was agreed
-        self.values: dict[str, float] = {}  # of the latest evaluation
-        self._evaluated_at = self._resumed_at = -1
+        self._begin_anew()
         measures, plan = as_metrics(metrics or {}), scheduler or Scheduler()
         self.given = Ingredients(model, task, train, val, test, measures, optimizer, plan, collate)
         self._open_run = (lambda: run) if run is not None else open_or_create(self.settings, Path(runs))
         self._signals = signals
 
+    def _begin_anew(self) -> None:
+        self.step, self.stop = 0, Stop.NONE  # updates done; what was agreed
+        self.values: dict[str, float] = {}  # of the latest evaluation
+        self._evaluated_at = self._resumed_at = -1
+
     def fit(self) -> Result:
         """Train to the last step, or to an agreed earlier one when the machine is wanted back. Collective."""
         signals = self._signals or Signals()
+        self._begin_anew()
         try:
-            with begin(self._open_run, self.settings.launch, signals) as attempt:
+            with (
+                put_back(self.given.optimizer),
+                begin(self._open_run, self.settings.launch, signals) as attempt,
+                attempt.told(lambda: self.step) as after_failure,
+            ):
                 self.attempt = attempt
                 self.parts = build(self.given, self.settings, attempt.group)
+                after_failure.callback(self.parts.close)
                 self.saves = Saves(self.settings.checkpoint, attempt)
+                after_failure.callback(self.saves.abandon)
                 every = self.settings.tracking.log_every_steps
                 self.recorder = Recorder(attempt, every_steps=every, epoch_rows=self.parts.sampler.length)
                 self.tracker = Tracker(self.settings.tracking, attempt)

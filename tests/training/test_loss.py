@@ -26,6 +26,11 @@ MEANS: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor]] = {
     "cross-entropy": (nn.CrossEntropyLoss(), SCORES, CLASSES),
     "class weights": (nn.CrossEntropyLoss(WEIGHTS), SCORES, CLASSES),
     "smoothing": (nn.CrossEntropyLoss(WEIGHTS, label_smoothing=0.2), SCORES, CLASSES),
+    "class weights and a label beyond them that is left out": (
+        nn.CrossEntropyLoss(WEIGHTS, ignore_index=255),
+        SCORES,
+        torch.where(CLASSES < 0, 255, CLASSES),
+    ),
     "ignore": (nn.CrossEntropyLoss(ignore_index=1), SCORES, CLASSES.clamp(min=0)),
     "shares": (nn.CrossEntropyLoss(WEIGHTS), SCORES, SHARES),
     "maps": (nn.CrossEntropyLoss(WEIGHTS), MAPS, LABELS),

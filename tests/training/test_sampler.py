@@ -160,7 +160,7 @@ def test_setting_the_epoch_it_is_in_keeps_the_position() -> None:
     each = sampler(100, 10)
     each.set_step(13)
     each.set_epoch(1)
-    assert each.state_dict() == {"epoch": 1, "position": 30}
+    assert each.state_dict() == {"epoch": 1, "position": 30, "length": 100, "order": "shuffled"}
 
 
 def test_a_state_at_the_end_of_an_epoch_goes_on_with_the_next() -> None:

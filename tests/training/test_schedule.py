@@ -11,12 +11,8 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from dist_trainer.errors import ConfigError
-from dist_trainer.training.optimizer import (
-    Schedule,
-    check_built_schedule,
-    check_schedule_unit,
-    fill_schedule_length,
-)
+from dist_trainer.training.optimizer import check_built_schedule, check_schedule_unit, fill_schedule_length
+from dist_trainer.training.schedule import Schedule
 
 
 def sgd(rate: Any = 1.0) -> torch.optim.Optimizer:
