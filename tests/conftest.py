@@ -1,7 +1,10 @@
 """What holds for every test: one thread a process, and nothing left behind."""
 
 import os
+import signal
 
+# a test run under nohup ignores it, and so would every command that the tests start
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # before torch is imported: two cores, and many processes at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

