@@ -3,8 +3,6 @@
 import os
 import signal
 
-# a test run under nohup ignores it, and so would every command that the tests start
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # before torch is imported: two cores, and many processes at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -15,6 +13,11 @@ from typing import Any
 import pytest
 
 from tests.leaks import Left, look
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A test run under nohup ignores hang-ups, and so would every command that the tests start."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)
