@@ -83,13 +83,7 @@ def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
     _check_watched(given, settings)
     freeze(given.model, settings.train.freeze)
     check_model(given.model, given.task, settings, group.device)
-    model = given.model
-    if settings.ddp.sync_batchnorm and group.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    model.to(group.device)
-    for held in vars(given.task).values():  # a loss with class weights, a teacher
-        if isinstance(held, nn.Module):
-            held.to(group.device)
+    model = _place(given, settings, group)
     make = given.optimizer
     optimizers = given.task.optimizers(
         model, lambda module: make if isinstance(make, Optimizer) else make(module)
@@ -119,6 +113,17 @@ def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
         eval_loaders,
         total_steps,
     )
+
+
+def _place(given: Ingredients, settings: Settings, group: Group) -> nn.Module:
+    model = given.model
+    if settings.ddp.sync_batchnorm and group.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    model.to(group.device)
+    for held in vars(given.task).values():  # a loss with class weights, a teacher
+        if isinstance(held, nn.Module):
+            held.to(group.device)
+    return model
 
 
 def _check_watched(given: Ingredients, settings: Settings) -> None:

@@ -224,6 +224,21 @@ def test_where_none_is_good_training_never_starts_from_scratch(run: Run, tmp_pat
             run.store(attempt).newest_good()
 
 
+def test_one_damaged_after_its_commit_is_not_committed_again_by_the_same_attempt(
+    run: Run, tmp_path: Path
+) -> None:
+    store = run.store(1)
+    for step in (1, 2):
+        newest = store.commit(step, content(step), {})
+    (tmp_path / "checkpoints" / newest.name / "training.json").write_bytes(b"[]")
+    with pytest.raises(CorruptCheckpoint):
+        store.retain(KEEP_ONE)
+    with pytest.raises(StorageError, match="was damaged after its commit"):
+        store.commit(2, content(2), {})
+    assert store.commit(3, content(3), {}).step == 3
+    assert [checkpoint.step for checkpoint in store.list()] == [3, 1]
+
+
 def test_a_store_that_cannot_be_read_is_no_reason_to_quarantine(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

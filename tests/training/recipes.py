@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch.utils.data import Dataset
 
 from dist_trainer.training.hooks import Hook
 from dist_trainer.training.metrics import Accuracy
+from dist_trainer.training.task import Supervised
 from dist_trainer.training.trainer import Result, Scheduler, Trainer
 
 LENGTH, CLASSES, FEATURES = 101, 4, 6
 
 
-class Noisy(Dataset[tuple[Tensor, Tensor]]):
-    """Separable classes; each sample is augmented with noise drawn when it is read."""
+class Noisy(Dataset[tuple[Tensor, Tensor, int]]):
+    """Separable classes; each sample is augmented with noise drawn when it is read, and says which row it is."""
 
     def __init__(self, length: int = LENGTH, noise: float = 0.3) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -32,8 +34,8 @@ class Noisy(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[index] + self.noise * torch.randn(FEATURES), self.targets[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return self.inputs[index] + self.noise * torch.randn(FEATURES), self.targets[index], index
 
 
 class Net(nn.Module):
@@ -52,15 +54,32 @@ class Net(nn.Module):
         return self.head(self.dropout(torch.relu(self.second(hidden))))
 
 
+class Seeing(Supervised):
+    """Keeps which rows the model saw in training since the step began."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__(loss)
+        self.seen: list[int] = []
+
+    def phases(self, step: int) -> Sequence[str]:
+        self.seen.clear()  # a step begins, or its replay after a resume
+        return super().phases(step)
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        if model.training:
+            self.seen += batch[2].tolist()
+        return super().forward(model, batch)
+
+
 class Ledger(Hook):
-    """Writes which rows were trained at each step, as this rank's loader gave them."""
+    """Writes which rows were trained at each step, as they were in this rank's batches."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_step(self, trainer: Trainer, step: int, result: Any) -> None:
-        sampler = trainer.parts.sampler
-        indices = [int(index) for rows in sampler.rows(step - 1) for index in rows.indices]
+        assert isinstance(trainer.parts.task, Seeing)
+        indices = trainer.parts.task.seen
         rank = trainer.attempt.group.rank
         with (self.path / f"ledger-{rank}.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "attempt": trainer.attempt.number, "rows": indices}) + "\n")
@@ -104,7 +123,7 @@ def train(folder: str, options: dict[str, Any] | None = None, hooks: tuple[Hook,
         Net(),
         train=Noisy(),
         val=Noisy(50, noise=0.0),
-        loss=nn.CrossEntropyLoss(),
+        task=Seeing(nn.CrossEntropyLoss()),
         metrics={"accuracy": Accuracy()},
         optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
         scheduler=Scheduler(

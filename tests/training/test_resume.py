@@ -1,5 +1,6 @@
 """Contract 4: kill it anywhere, and the finished run is the one that was never touched."""
 
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -30,17 +31,20 @@ def run_to_the_end(
 def test_a_rank_killed_at_a_random_step_changes_neither_a_bit_nor_the_order(
     ranks: int, tmp_path: Path
 ) -> None:
-    chance = random.Random(ranks)
+    seed = int(os.environ.get("RESUME_SEED", random.SystemRandom().randrange(10**6)))
+    chance = random.Random(seed)
     options = {"data.num_workers": 2}
     kill = (chance.randrange(ranks), chance.randrange(6, 3 * STEPS_PER_EPOCH))
+    again = f"rank {kill[0]} was killed at step {kill[1]}; once more: RESUME_SEED={seed}"
+    print(again)
     run_to_the_end(ranks, tmp_path / "untouched", options, None)
     run_to_the_end(ranks, tmp_path / "killed", options, kill)
-    assert weights_digest(tmp_path / "killed") == weights_digest(tmp_path / "untouched")
+    assert weights_digest(tmp_path / "killed") == weights_digest(tmp_path / "untouched"), again
     rows = trained_rows(tmp_path / "killed")
-    assert rows == trained_rows(tmp_path / "untouched")
+    assert rows == trained_rows(tmp_path / "untouched"), again
     for epoch in range(3):
         steps = range(epoch * STEPS_PER_EPOCH + 1, (epoch + 1) * STEPS_PER_EPOCH + 1)
-        assert Counter(row for step in steps for row in rows[step]) == Counter(range(LENGTH))
+        assert Counter(row for step in steps for row in rows[step]) == Counter(range(LENGTH)), again
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The loop: hooks, lengths, the journal, checkpoints' metrics, and going on after any end."""
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from torch.utils.data import Dataset
 
 from dist_trainer.errors import NoProgress
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.training.hooks import Hook
 from dist_trainer.training.saves import refuse_standstill
-from dist_trainer.training.trainer import Scheduler
+from dist_trainer.training.trainer import Scheduler, Trainer
 from tests.ranks import run_ranks
 from tests.training.small import Watch, journal, message_of, net, rows, sgd, trainer, vector
 
@@ -108,8 +111,6 @@ def test_more_steps_go_on_where_a_finished_run_ended(tmp_path: Path) -> None:
 
 
 def train_alone_after_a_failure(folder: str) -> list[str]:
-    import os
-
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name)
     model = net()
@@ -127,6 +128,45 @@ def test_a_process_of_its_own_may_try_again_after_a_failure(tmp_path: Path) -> N
     failed, first, second, reduction = run_ranks(1, train_alone_after_a_failure, str(tmp_path))[0]
     assert failed.startswith("NonFiniteError: step 1: ")
     assert (first, second, reduction) == ("finished", "finished", "mean")
+
+
+class FailsOnce(Hook):
+    """A mistake of the user's, mended afterwards."""
+
+    def __init__(self) -> None:
+        self.is_mended = False
+
+    def on_step(self, trainer: Trainer, step: int, result: Any) -> None:
+        if step == 3 and not self.is_mended:
+            raise KeyError("a hook's mistake")
+
+
+def fail_and_go_on(folder: str) -> dict[str, Any]:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name)
+    hook, run = FailsOnce(), RunFolder(Path(folder) / "run")
+    settings = {"data.num_workers": 2, "checkpoint.every_steps": 2, "train.steps": 6}
+    fit = trainer(folder, "run", settings, hooks=[hook], val=rows(6))
+    failed = message_of(fit.fit)
+    found = {"failed": failed, "children": multiprocessing.active_children(), "status": run.read_status()}
+    hook.is_mended = True
+    return {**found, "result": fit.fit(), "attempts": run.attempts(), "end": run.read_status().state}
+
+
+def test_a_fit_that_failed_leaves_nothing_behind_and_may_be_called_again(tmp_path: Path) -> None:
+    (found,) = run_ranks(1, fail_and_go_on, str(tmp_path))
+    assert found["failed"] == 'KeyError: "a hook\'s mistake"'
+    assert found["children"] == []
+    status = found["status"]
+    assert (status.state, status.reason, status.step) == ("failed", '"a hook\'s mistake"', 3)
+    assert (found["result"].state, found["result"].step, found["end"]) == ("finished", 6, "finished")
+    lines = [(each["event"], each.get("cause"), each.get("first_step")) for each in found["attempts"]]
+    assert lines == [
+        ("start", None, 0),
+        ("end", "failed", None),
+        ("start", None, 2),
+        ("end", "finished", None),
+    ]
 
 
 def train_until_no_better(folder: str) -> tuple[int, list[float]]:
