@@ -27,7 +27,26 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except DistTrainerError as error:
             print(error, file=sys.stderr)
+            if ctx.meta.get(_AS_JSON):
+                ended = {"state": "failed", "exit_code": error.exit_code, "error": str(error)}
+                _print_json({"run": ctx.meta.get(_RUN), **ended})
             raise typer.Exit(error.exit_code) from error
+
+
+_AS_JSON, _RUN = (
+    "dist_trainer.as_json",
+    "dist_trainer.run",
+)  # in the context that a command shares with its group
+
+
+def _note_json(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta[_AS_JSON] = value
+    return value
+
+
+def _note_run(ctx: typer.Context, value: str) -> str:
+    ctx.meta[_RUN] = value
+    return value
 
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "pretty_exceptions_enable": False}
@@ -45,9 +64,13 @@ Arguments = Annotated[
         metavar="CONFIG... KEY=VALUE...", help="YAML files, merged left to right, then single values."
     ),
 ]
-Run = Annotated[str, typer.Argument(help="A run's folder, or its name in the folder of runs.")]
+Run = Annotated[
+    str, typer.Argument(help="A run's folder, or its name in the folder of runs.", callback=_note_run)
+]
 Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs live.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else.", callback=_note_json)
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes on this machine; default: the configuration's.")
 ]
@@ -58,6 +81,7 @@ RUNS = Path("runs")
 
 @app.command()
 def train(
+    ctx: typer.Context,
     arguments: Arguments,
     workers: Workers = None,
     fresh: Annotated[
@@ -72,6 +96,7 @@ def train(
 ) -> None:
     """Train, or go on with a run that did not finish."""
     loaded = _load(arguments)
+    _note_run(ctx, loaded.config.name)
     from dist_trainer.launchers.train import train as start
 
     _exit_with(
@@ -82,9 +107,10 @@ def train(
 
 
 @app.command()
-def prepare(arguments: Arguments, runs: Runs = RUNS, as_json: Json = False) -> None:
+def prepare(ctx: typer.Context, arguments: Arguments, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Make a run's folder without training it, and print its path: torchrun -m dist_trainer.worker takes that."""
     loaded = _load(arguments)
+    _note_run(ctx, loaded.config.name)
     from dist_trainer.launchers.prepare import prepare as make
 
     run = make(loaded, runs=runs)
@@ -234,8 +260,15 @@ def _load(arguments: list[str]) -> "Loaded":
     """What has an equals sign and is no file is a single value."""
     from dist_trainer.config.load import load_config
 
-    values = [text for text in arguments if "=" in text and not Path(text).exists()]
+    values = [text for text in arguments if "=" in text and not _is_there(text)]
     return load_config([text for text in arguments if text not in values], values)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a file's name
+        return False
 
 
 def _find(run: str, runs: Path) -> "RunFolder":

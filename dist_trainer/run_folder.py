@@ -26,7 +26,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -256,8 +256,9 @@ def find_run(name_or_path: str | Path, runs: str | Path) -> RunFolder:
     text, runs = str(name_or_path), Path(runs)
     if re.fullmatch(NAME_PATTERN, text) and (runs / text / "run.json").is_file():
         return RunFolder.open(runs / text)
-    if Path(text, "run.json").is_file():
-        return RunFolder.open(text)
+    with suppress(OSError):  # too long for a file's name
+        if Path(text, "run.json").is_file():
+            return RunFolder.open(text)
     names = [path.parent.name for path in runs.glob("*/run.json")]
     near = difflib.get_close_matches(Path(text).name, names) or sorted(names)[:5]
     hint = f"; there is {', '.join(near)}" if near else "; no run is there yet"

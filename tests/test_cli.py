@@ -186,6 +186,36 @@ def test_an_error_is_its_message_and_its_exit_code(
     assert result.stderr == f"{error}\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "run"),
+    [
+        (["train", "nosuch.yaml"], None),
+        (["config", "show", "c.yaml", "seed=x"], None),
+        (["evaluate", "nosuch"], "nosuch"),
+        (["checkpoint", "list", "nosuch"], "nosuch"),
+        (["sync", "nosuch"], "nosuch"),
+    ],
+)
+def test_an_error_is_one_object_for_a_script(arguments: list[str], run: str | None) -> None:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 2
+    found = json.loads(result.stdout)
+    assert found == {"run": run, "state": "failed", "exit_code": 2, "error": result.stderr.rstrip("\n")}
+
+
+def test_an_error_of_a_known_run_names_it(install: Callable[..., list[Any]]) -> None:
+    install("dist_trainer.launchers.train", "train", NoUsableCheckpoint("none is good"))
+    found = json.loads(invoke("train", "c.yaml", "name=mine", "--json").stdout)
+    assert found == {"run": "mine", "state": "failed", "exit_code": 65, "error": "none is good"}
+
+
+def test_a_value_may_be_longer_than_a_files_name() -> None:
+    layers = ",".join(["1"] * 200)
+    shown = invoke("config", "show", "c.yaml", f"model.sizes=[{layers}]", "--json")
+    assert json.loads(shown.stdout)["model"]["sizes"] == [1] * 200
+    assert "no run" in invoke("evaluate", "x" * 300).stderr
+
+
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """Put a function in the place of a launcher's: it notes how it is called, and returns or raises `answer`."""

@@ -156,7 +156,12 @@ def test_a_checkpoint_that_is_not_there_is_said_once(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert infer.evaluate(run, split="test", checkpoint="7", workers=2, as_json=False) == 2
-    assert capsys.readouterr().err.startswith("--checkpoint 7: no such checkpoint; there are steps 40")
+    message = "--checkpoint 7: no such checkpoint; there are steps 40"
+    assert capsys.readouterr().err.startswith(message)
+    assert infer.evaluate(run, split="test", checkpoint="7", workers=1, as_json=True) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found["run"], found["state"], found["exit_code"]) == ("digits", "failed", 2)
+    assert found["error"].startswith(message)
 
 
 def rows_of_a_batch(config_path: str) -> int:

@@ -6,7 +6,6 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 Buffer = bytes | bytearray | memoryview
 Data = Buffer | Sequence[Buffer]  # a sequence is written one after the other, without being joined first
@@ -97,10 +96,6 @@ class LocalFolder:
         with (self.root / name).open("rb", buffering=0) as file:
             while count := file.readinto(block):
                 yield memoryview(block)[:count]
-
-    def open(self, name: str) -> BinaryIO:
-        """The file, to read."""
-        return (self.root / name).open("rb")
 
     def list(self, folder: str) -> list[str]:
         """The names right under `folder`, sorted; none where there is no such folder."""

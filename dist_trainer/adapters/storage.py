@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from dist_trainer.adapters.local_folder import BLOCK, Buffer, Data, LocalFolder, blocks
 from dist_trainer.errors import StorageError
@@ -26,7 +26,6 @@ class _Folder(Protocol):
     def create_exclusive(self, name: str, data: bytes) -> None: ...
     def read(self, name: str) -> Buffer: ...
     def stream(self, name: str) -> Iterator[Buffer]: ...
-    def open(self, name: str) -> BinaryIO: ...
     def list(self, folder: str) -> list[str]: ...
     def exists(self, name: str) -> bool: ...
     def size(self, name: str) -> int: ...
@@ -79,11 +78,6 @@ class Storage:
         """The file in blocks, each valid until the next one is asked for."""
         with self._errors("read", name):
             yield from self._folder.stream(name)
-
-    def open(self, name: str) -> BinaryIO:
-        """The file, to read; close it."""
-        with self._errors("open", name):
-            return self._folder.open(name)
 
     def list(self, folder: str = "") -> list[str]:
         """The names right under `folder`, sorted and never from a cache; none where it does not exist."""
@@ -223,9 +217,6 @@ class _Remote:
                 return cast(bytes, self._fs.cat_file(path, start=start, end=end))
 
             yield self._retry("read", name, fetch)
-
-    def open(self, name: str) -> BinaryIO:
-        return cast(BinaryIO, self._retry("open", name, lambda: self._fs.open(self._path(name), "rb")))
 
     def list(self, folder: str) -> list[str]:
         def names() -> list[str]:

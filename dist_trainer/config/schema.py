@@ -242,7 +242,7 @@ class LaunchConfig(Section):
     max_restarts: int = Field(default=3, ge=0)  # of a failed worker group, from the last checkpoint
     timeout_s: float = Field(
         default=120.0, gt=0
-    )  # without progress; the process group's own time-out is twice that
+    )  # the process group waits twice that; after a request to stop, a rank without a sign of life is ended
     env: dict[str, str] = {}  # environment variables of the workers
 
 

@@ -11,6 +11,7 @@ from dist_trainer.config.load import Loaded, dump_config, read_config
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking.journal import planned_steps
 
 
 def existing_run(folder: Path) -> RunFolder | None:
@@ -39,8 +40,17 @@ def is_done(run: RunFolder, loaded: Loaded, allow_change: Sequence[str]) -> bool
     refused = unaccepted(found, allow_change)
     if refused and _has_saved(run, old):
         raise UsageError(_refusal(run, refused))
-    lengthened = any(change.harmless and change.key in LENGTHS for change in found)
-    return run.read_status().state == "finished" and not lengthened
+    if run.read_status().state != "finished":
+        return False
+    if ended_by_early_stopping(run):  # more epochs alone would not begin
+        return not any(change.key.startswith("train.early_stopping") for change in found)
+    return not any(change.harmless and change.key in LENGTHS for change in found)
+
+
+def ended_by_early_stopping(run: RunFolder) -> bool:
+    """Whether a finished run had steps left."""
+    total, step = planned_steps(run.journal_path(0)), run.read_status().step
+    return total is not None and step is not None and step < total
 
 
 def _has_saved(run: RunFolder, config: Config) -> bool:

@@ -16,6 +16,7 @@ from dist_trainer.config.yaml_rules import read_yaml
 from dist_trainer.errors import FINISHED, UsageError
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.launchers import forkserver
+from dist_trainer.launchers.results import show_json_error
 from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.launchers.workers import count_workers, gpus_by_driver
 from dist_trainer.run_folder import RunFolder
@@ -25,7 +26,7 @@ ENTRY = "dist_trainer.inference:main"
 
 def evaluate(run: RunFolder, *, split: str, checkpoint: str, workers: int | None, as_json: bool) -> int:
     """Measure a checkpoint on a split; prints a table, or one JSON object. The command's exit code."""
-    result = _infer(run, Request(str(run.path), split, checkpoint), workers)
+    result = _infer(run, Request(str(run.path), split, checkpoint), workers, as_json)
     if isinstance(result, int):
         return result
     if as_json:
@@ -43,7 +44,7 @@ def predict(
 ) -> int:
     """Write a prediction for each sample of a split, in its order. The command's exit code."""
     request = Request(str(run.path), split, checkpoint, str(output.absolute()))
-    result = _infer(run, request, workers)
+    result = _infer(run, request, workers, as_json)
     if isinstance(result, int):
         return result
     rows = int(result["results"]["rows"])
@@ -55,7 +56,7 @@ def predict(
     return FINISHED
 
 
-def _infer(run: RunFolder, request: Request, workers: int | None) -> dict[str, Any] | int:
+def _infer(run: RunFolder, request: Request, workers: int | None, as_json: bool) -> dict[str, Any] | int:
     """What the workers found, or the exit code of what went wrong."""
     config = _config(run)
     config = config.model_copy(update={"launch": config.launch.model_copy(update={"max_restarts": 0})})
@@ -84,6 +85,8 @@ def _infer(run: RunFolder, request: Request, workers: int | None) -> dict[str, A
             found: dict[str, Any] = json.loads((scratch.path / RESULT).read_text())
             return found
         print(outcome.message, file=sys.stderr)
+        if as_json:
+            show_json_error(run.path.name, outcome.state, outcome.exit_code, outcome.message)
         if outcome.failure is not None and outcome.failure.exit_code == 1:
             print(_keep_log(run, outcome.failure.log), file=sys.stderr)
         return outcome.exit_code

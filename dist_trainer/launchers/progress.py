@@ -82,11 +82,6 @@ class Progress:
         if self._bar:
             self._bar.start()
 
-    @property
-    def step(self) -> int:
-        """The step that rank 0 works on, once it does."""
-        return self._position.step
-
     def tick(self) -> None:
         """Read what is new and show it, if it is time to."""
         now = time.monotonic()

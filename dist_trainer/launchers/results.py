@@ -89,6 +89,11 @@ def show_json(ending: Ending) -> None:
     print(json.dumps(found))
 
 
+def show_json_error(run: str, state: str, exit_code: int, error: str | None) -> None:
+    """The object for a command that ended before it had a result."""
+    print(json.dumps({"run": run, "state": state, "exit_code": exit_code, "error": error}))
+
+
 def _tracking_lines(ending: Ending) -> list[str]:
     page = page_command(ending.run)
     if not page:

@@ -11,9 +11,6 @@ from dist_trainer.tracking.heartbeat import read_heartbeat
 from dist_trainer.tracking.settings import RunSettings
 from dist_trainer.tracking.sync_state import SyncState, count_left
 
-_DRAIN_S = 10.0
-_FIRST_START_S = 60.0
-
 
 class Tracking:
     """One MLflow process beside one training; nothing it does can fail the training."""
@@ -33,16 +30,11 @@ class Tracking:
             self._start(report)
 
     def finish(self, report: Callable[[str], None], *, hurry: Callable[[], bool]) -> None:
-        """Wait until everything is sent; the rest is for `dist-trainer sync`.
-
-        A server that does not answer is waited for ten seconds. A file always answers: what takes time there
-        is only the start of MLflow, when the training was shorter than that.
-        """
+        """Wait until everything is sent, within reason; the rest is for `dist-trainer sync`."""
         self.start_when_training(report)
         if self._process is None:
             return
-        is_server = RunSettings.read(self._run).is_server
-        deadline = time.monotonic() + (_DRAIN_S if is_server else _FIRST_START_S)
+        deadline = time.monotonic() + RunSettings.read(self._run).patience_s
         while self._process.poll() is None and time.monotonic() < deadline and not hurry():
             time.sleep(0.05)
         if self._process.poll() is None:

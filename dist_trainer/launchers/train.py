@@ -12,9 +12,15 @@ from dist_trainer.config.load import Loaded, dump_config
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import FINISHED, STOPPED
 from dist_trainer.launchers import forkserver
-from dist_trainer.launchers.existing import existing_run, is_done, move_aside, rewrite_config
+from dist_trainer.launchers.existing import (
+    ended_by_early_stopping,
+    existing_run,
+    is_done,
+    move_aside,
+    rewrite_config,
+)
 from dist_trainer.launchers.progress import Progress
-from dist_trainer.launchers.results import Ending, show_error, show_json, show_results
+from dist_trainer.launchers.results import Ending, show_error, show_json, show_json_error, show_results
 from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.launchers.supervisor import Outcome
 from dist_trainer.launchers.tracking import Tracking
@@ -59,8 +65,7 @@ def train(
         try:
             _check_targets(loaded, run, requests)
         except InterruptedError:
-            console.print("stopped before the training began")
-            return STOPPED
+            return _stopped_early(config, console, as_json)
         if run is None:
             run = RunFolder.create(folder, dump_config(config), working_folder=Path.cwd())
             stack.enter_context(run.lock())
@@ -118,12 +123,20 @@ def _show(ending: Ending, console: Console, as_json: bool) -> int:
     return ending.exit_code
 
 
+def _stopped_early(config: Config, console: Console, as_json: bool) -> int:
+    console.print("stopped before the training began")
+    if as_json:
+        show_json_error(config.name, "stopped", STOPPED, None)
+    return STOPPED
+
+
 def _finished(run: RunFolder, config: Config, console: Console) -> Ending:
     status = run.read_status()
-    console.print(
-        f"run {config.name} is finished: --fresh trains it anew, a longer train.epochs goes on",
-        soft_wrap=True,
-    )
+    how, goes_on = "is finished", "a longer train.epochs goes on"
+    if ended_by_early_stopping(run):
+        how = f"was ended by early stopping at step {status.step}"
+        goes_on = "a higher train.early_stopping.patience or train.early_stopping=null goes on"
+    console.print(f"run {config.name} {how}: --fresh trains it anew, {goes_on}", soft_wrap=True)
     return Ending(run, config, "finished", FINISHED, status.step, status.results)
 
 

@@ -118,17 +118,29 @@ def history(path: Path) -> dict[str, dict[int, float]]:
 
 def last_saved_step(path: Path) -> int | None:
     """The step of the checkpoint that the next attempt goes on from, by rank 0's journal; None without one."""
-    last = b""
+    last = _last_event(path, "saved", "started")
+    if last is None:
+        return None
+    if last["kind"] == "saved":
+        return int(last["step"])
+    return last["first_step"] or None  # what it went on from; one after that may have been bad
+
+
+def planned_steps(path: Path) -> int | None:
+    """How many steps the last attempt that began was to get to, by rank 0's journal."""
+    last = _last_event(path, "started")
+    return None if last is None else int(last["total_steps"])
+
+
+def _last_event(path: Path, *kinds: str) -> Mapping[str, Any] | None:
+    marks = [f'"kind": "{kind}"'.encode() for kind in kinds]
+    found = b""
     if path.exists():
-        with path.open("rb") as file:  # only lines that can matter are parsed: there may be millions
+        with path.open("rb") as file:  # only what can matter is parsed: there may be millions of lines
             for line in file:
-                if line.endswith(b"\n") and (b'"kind": "saved"' in line or b'"kind": "started"' in line):
-                    last = line
-    for record in whole_lines(last):
-        if record["kind"] == "saved":
-            return int(record["step"])
-        return record["first_step"] or None  # what it went on from; the one before may have been bad
-    return None
+                if line.endswith(b"\n") and any(mark in line for mark in marks):
+                    found = line
+    return next(iter(whole_lines(found)), None)
 
 
 def _line(record: dict[str, Any]) -> str:

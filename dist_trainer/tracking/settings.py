@@ -11,6 +11,7 @@ from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.redact import redact
 
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]+)(.*)")
+_SERVER_S, _START_S = 10.0, 60.0
 _STEP_FOLDER = re.compile(r"step-(\d+)-f(\d+)")
 
 
@@ -48,6 +49,15 @@ class RunSettings:
     def is_server(self) -> bool:
         """Whether MLflow is reached over HTTP."""
         return (self.uri or "").startswith(("http://", "https://"))
+
+    @property
+    def patience_s(self) -> float:
+        """How long the end of a training waits for MLflow; `dist-trainer sync` brings what is left.
+
+        A server may not answer. A file always does: what takes time there is the start of MLflow, at the lowest
+        priority, where the training was shorter than that.
+        """
+        return _SERVER_S if self.is_server else _START_S
 
 
 def resolve_uri(uri: str, folder: Path) -> str:

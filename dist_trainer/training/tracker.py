@@ -4,9 +4,8 @@ import subprocess
 
 from dist_trainer.config.schema import TrackingConfig
 from dist_trainer.tracking.mlflow_sync import start
+from dist_trainer.tracking.settings import RunSettings
 from dist_trainer.training.attempt import Attempt
-
-DRAIN_S = 10.0  # how long the end of a run waits for MLflow; `dist-trainer sync` brings the rest
 
 
 class Tracker:
@@ -24,10 +23,10 @@ class Tracker:
             self._is_wanted = False
 
     def close(self) -> None:
-        """Give it some seconds to send what is left; it ends by itself in any case."""
+        """Give it time to send what is left; it ends by itself in any case."""
         if self._process is None:
             return
         try:
-            self._process.wait(timeout=DRAIN_S)
+            self._process.wait(timeout=RunSettings.read(self._run).patience_s)
         except subprocess.TimeoutExpired:
             print(f"MLflow did not answer; dist-trainer sync {self._run.path} sends what is left", flush=True)

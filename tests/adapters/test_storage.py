@@ -35,8 +35,6 @@ def test_files_come_back_as_they_were_written(storage: Storage) -> None:
     expected = b"".join(parts)
     assert bytes(storage.read("folder/file.bin")) == expected
     assert b"".join(bytes(block) for block in storage.stream("folder/file.bin")) == expected
-    with storage.open("folder/file.bin") as file:
-        assert file.read() == expected
     assert storage.size("folder/file.bin") == len(expected)
     assert storage.list() == ["folder"]
     assert storage.list("folder") == ["file.bin"]

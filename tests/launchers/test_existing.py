@@ -10,8 +10,15 @@ from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.config.load import Loaded, dump_config, load_config
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import UsageError
-from dist_trainer.launchers.existing import existing_run, is_done, move_aside, rewrite_config
+from dist_trainer.launchers.existing import (
+    ended_by_early_stopping,
+    existing_run,
+    is_done,
+    move_aside,
+    rewrite_config,
+)
 from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.tracking.journal import Journal
 
 CONFIG = """
 name: small
@@ -59,6 +66,25 @@ def test_a_run_in_any_other_state_goes_on(trained: RunFolder, load: Load, state:
 def test_a_finished_run_with_more_epochs_goes_on(trained: RunFolder, load: Load) -> None:
     assert not is_done(trained, load("train.epochs=2"), [])
     assert is_done(trained, load("launch.max_restarts=9"), [])
+
+
+def test_a_run_that_early_stopping_ended_goes_on_when_that_changes(load: Load, tmp_path: Path) -> None:
+    plain = ["data.split.val=0.5", "train.epochs=9"]
+    stopping = [*plain, "train.early_stopping.patience=2"]
+    run = RunFolder.create(
+        tmp_path / "runs" / "small", dump_config(load(*stopping).config), working_folder=tmp_path
+    )
+    save(run, load(*stopping).config)
+    with Journal(run.journal_path(0), attempt=1, rank=0) as journal:
+        journal.event("started", first_step=0, total_steps=36)
+    run.write_status(Status("finished", step=4))
+    assert ended_by_early_stopping(run)
+    assert is_done(run, load(*stopping), [])
+    assert is_done(run, load(*stopping, "train.epochs=99"), []), "it would end again at once"
+    assert not is_done(run, load(*stopping, "train.early_stopping.patience=3"), [])
+    assert not is_done(run, load(*plain), [])
+    run.write_status(Status("finished", step=36))
+    assert not ended_by_early_stopping(run)
 
 
 def test_a_changed_configuration_is_refused_with_the_difference_and_the_remedy(

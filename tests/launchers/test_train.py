@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,9 +105,23 @@ def test_another_command_is_refused_and_an_interrupt_says_where_it_saved(
     assert f"saved at step {step}; the same command goes on from there" in first.stdout
 
 
+def test_an_early_stop_says_how_to_go_on(train: Train, folder: Path) -> None:
+    settings = ["train.epochs=2", "data.val.target=torch.utils.data.TensorDataset"]
+    finished(train(*settings, "train.early_stopping.patience=2"))
+    run = RunFolder.open(folder)
+    run.write_status(replace(run.read_status(), step=3))
+    again = finished(train(*settings, "train.early_stopping.patience=2"))
+    assert "run small was ended by early stopping at step 3" in again.stdout
+    assert "train.early_stopping.patience or train.early_stopping=null goes on" in again.stdout
+    finished(train(*settings, "train.early_stopping.patience=5"))
+    assert "patience: 5" in run.config_path.read_text()
+    assert run.highest_fence() == 2
+
+
 def test_an_interrupt_before_the_workers_start_leaves_no_run(train: Train, folder: Path) -> None:
-    command = train()
+    command = train("--json")
     wait_for(lambda: command.others())
     command.send_to_group(signal.SIGINT)
-    finished(command, 75)
+    found = json.loads(finished(command, 75).stdout)
+    assert found == {"run": "small", "state": "stopped", "exit_code": 75, "error": None}
     assert not folder.exists()

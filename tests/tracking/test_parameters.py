@@ -14,6 +14,7 @@ from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.parameters import mlflow_name, parameters, redact_yaml
 from dist_trainer.tracking.redact import redact
 from dist_trainer.tracking.settings import RunSettings, final_model, resolve_uri
+from tests.tracking.servers import make_run
 
 CONFIG = """\
 name: on
@@ -167,3 +168,10 @@ def test_the_final_model_is_the_newest_good_one(tmp_path: Path) -> None:
     checkpoint("step-000000400-f0002", "model.safetensors", "COMMIT.json", "QUARANTINE.json")
     checkpoint("step-000000500-f0003", "model.safetensors")
     assert final_model(tmp_path) == good
+
+
+@pytest.mark.parametrize(("uri", "seconds"), [("sqlite:///mlflow.db", 60), ("http://127.0.0.1:1", 10)])
+def test_a_file_is_waited_for_while_mlflow_starts_and_a_silent_server_is_not(
+    tmp_path: Path, uri: str, seconds: float
+) -> None:
+    assert RunSettings.read(make_run(tmp_path, uri)).patience_s == seconds
