@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import signal
 import sqlite3
@@ -255,6 +256,12 @@ def test_a_changed_configuration_is_refused_with_the_difference(
     one.overrides = (*one.overrides, "--allow-change", "optimizer.lr")
     one.finish()
     assert one.digest() != untouched
+    journal = (one.run / "journal" / "rank-0.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in journal if '"attempt": 2' in line and "learning_rate" in line]
+    rates = {line["step"]: line["values"]["learning_rate"] for line in lines}
+    # a cosine from 0.1 after 5 steps of warm-up, as if it had been that from the start
+    assert rates == pytest.approx({k: 0.05 * (1 + math.cos(math.pi * (k - 6) / (STEPS - 5))) for k in rates})
+    assert len(rates) > 5
     one.overrides = ("--fresh",)
     one.finish()
     assert one.digest() == untouched
