@@ -29,7 +29,7 @@ from dist_trainer.training.evaluation import evaluate, predict
 from dist_trainer.training.loader import EvalLoader
 from dist_trainer.training.metrics import as_metrics
 from dist_trainer.training.step import autocast_for
-from dist_trainer.training.task import Task
+from dist_trainer.training.task import Task, move_held
 from dist_trainer.worker import build_datasets, build_model, build_task
 
 _TAKEN = {"row", "file", "allow_pickle"}  # our own array, and the arguments of numpy.savez
@@ -86,13 +86,6 @@ def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module, group: 
     if training["average"]:
         model.load_state_dict(training["average"], strict=False)
     return checkpoint
-
-
-def move_held(task: Task, device: torch.device) -> None:
-    """Put what the task holds where the model is, as training does: a loss with class weights, a teacher."""
-    for held in vars(task).values():
-        if isinstance(held, nn.Module):
-            held.to(device)
 
 
 def make_loader(config: Config, dataset: Any, split: str, group: Group) -> EvalLoader:

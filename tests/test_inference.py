@@ -12,11 +12,11 @@ import torch
 from dist_trainer.checkpoint.choose import choose, open_store
 from dist_trainer.config.load import dump_config, load_config
 from dist_trainer.errors import UsageError
-from dist_trainer.inference import main, make_loader, move_held, write_predictions
+from dist_trainer.inference import main, make_loader, write_predictions
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.launchers import infer
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.training.task import Supervised
+from dist_trainer.training.task import Supervised, move_held
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(120)

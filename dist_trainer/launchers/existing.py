@@ -11,7 +11,7 @@ from dist_trainer.config.load import Loaded, dump_config, read_config
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.tracking.journal import planned_steps
+from dist_trainer.tracking.journal import last_saved_step, planned_steps
 
 
 def existing_run(folder: Path) -> RunFolder | None:
@@ -54,8 +54,8 @@ def ended_by_early_stopping(run: RunFolder) -> bool:
 
 
 def _has_saved(run: RunFolder, config: Config) -> bool:
-    """Whether there is something that a changed configuration could spoil."""
-    return bool(open_store(run, config.checkpoint).list())
+    """Whether there is, or was before it got lost, something that a changed configuration could spoil."""
+    return last_saved_step(run.journal_path(0)) is not None or bool(open_store(run, config.checkpoint).list())
 
 
 def _refusal(run: RunFolder, refused: Sequence[Change]) -> str:

@@ -20,7 +20,7 @@ from dist_trainer.training.optimizer import check_built_schedule, freeze, set_tr
 from dist_trainer.training.sampler import ResumableSampler
 from dist_trainer.training.schedule import Schedule
 from dist_trainer.training.step import TrainStep
-from dist_trainer.training.task import Task
+from dist_trainer.training.task import Task, move_held
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,7 @@ def _place(given: Ingredients, settings: Settings, group: Group) -> nn.Module:
     if settings.ddp.sync_batchnorm and group.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     model.to(group.device)
-    for held in vars(given.task).values():  # a loss with class weights, a teacher
-        if isinstance(held, nn.Module):
-            held.to(group.device)
+    move_held(given.task, group.device)
     return model
 
 

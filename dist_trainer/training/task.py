@@ -110,6 +110,13 @@ class Supervised(Task):
         return Loss(*self._summed(output, batch[1]))
 
 
+def move_held(task: Task, device: torch.device) -> None:
+    """Put the modules that a task holds where the model is: a loss with class weights, a teacher."""
+    for held in vars(task).values():
+        if isinstance(held, nn.Module):
+            held.to(device)
+
+
 def move_to(batch: Any, device: torch.device) -> Any:
     """The batch with its tensors on the device; copies from pinned memory overlap with computing."""
     if device.type == "cpu":
