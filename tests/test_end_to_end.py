@@ -182,7 +182,8 @@ def test_checkpoints_in_an_object_store_are_gone_on_from(
     bucket: str,  # noqa: F811
     open_storage: Callable[..., Storage],  # noqa: F811
 ) -> None:
-    one = training(tmp_path, f"checkpoint.folder={bucket}/checkpoints", "launch.max_restarts=0")
+    far = f"checkpoint.folder={bucket}/checkpoints"
+    one = training(tmp_path, far, "launch.max_restarts=0", "tracking.uri=sqlite:///mlflow.db")
     command = one.start()
     command.kill_other(one.wait_for_step(40, rank=1))
     assert command.finish() == 1
@@ -191,6 +192,8 @@ def test_checkpoints_in_an_object_store_are_gone_on_from(
     run_id = json.loads((one.run / "run.json").read_text())["run_id"]
     storage = open_storage(f"{bucket}/checkpoints/{run_id}")
     newest = max(storage.list())
+    (artifact,) = (tmp_path / "mlartifacts").rglob("model.safetensors")
+    assert hashlib.sha256(artifact.read_bytes()).hexdigest() == untouched
     assert hashlib.sha256(bytes(storage.read(f"{newest}/model.safetensors"))).hexdigest() == untouched
 
 

@@ -7,16 +7,19 @@ and MLflow keeps that once.
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_trainer.errors import StorageError
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking.final_model import final_model
 from dist_trainer.tracking.parameters import parameters, redact_yaml
 from dist_trainer.tracking.redact import redact
 from dist_trainer.tracking.run_end import end_status
-from dist_trainer.tracking.settings import RunSettings, final_model
+from dist_trainer.tracking.settings import RunSettings
 from dist_trainer.tracking.sync_state import JOURNALS, JournalPoints, SyncState
 
 if TYPE_CHECKING:
@@ -147,19 +150,20 @@ class Carrier:
                 self._save()
 
     def _carry_model(self, mlflow: "MlflowRun") -> None:
-        settings = RunSettings.read(self._run)
-        if settings.remote_checkpoints:
-            if self._state.artifacts.get("model") != settings.remote_checkpoints:
-                mlflow.set_tag("dist_trainer.checkpoints", settings.remote_checkpoints)
-                self._state.artifacts["model"] = settings.remote_checkpoints
-                self._save()
-            return
-        model = final_model(settings.checkpoints)
-        if model and self._state.artifacts.get("model") != model.parent.name:
-            self._carry_large_file(mlflow, model)
-            mlflow.set_tag("dist_trainer.checkpoint", model.parent.name)
-            self._state.artifacts["model"] = model.parent.name
-            self._save()
+        place = RunSettings.read(self._run).checkpoints
+        with tempfile.TemporaryDirectory(prefix="model-", dir=self._run.path) as folder:
+            try:
+                found = final_model(place, carried=self._state.artifacts.get("model"), into=Path(folder))
+            except StorageError as error:
+                raise Unavailable(f"the final model cannot be read: {redact(str(error))}") from error
+            if found is None:
+                return
+            name, path = found
+            self._carry_large_file(mlflow, path)
+        mlflow.set_tag("dist_trainer.checkpoint", name)
+        mlflow.set_tag("dist_trainer.checkpoints", redact(place))
+        self._state.artifacts["model"] = name
+        self._save()
 
     def _carry_large_file(self, mlflow: "MlflowRun", path: Path) -> None:
         self.allowance_s = path.stat().st_size / _SLOWEST_UPLOAD_BYTES_PER_S

@@ -8,22 +8,19 @@ from typing import Any
 from dist_trainer.config.schema import TrackingConfig
 from dist_trainer.config.yaml_rules import read_yaml
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.tracking.redact import redact
 
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]+)(.*)")
 _SERVER_S, _START_S = 10.0, 60.0
-_STEP_FOLDER = re.compile(r"step-(\d+)-f(\d+)")
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Every path absolute; where checkpoints are in a remote store, its URL says where."""
+    """Every path absolute."""
 
     name: str
     uri: str | None  # None: the journal alone
     experiment: str
-    checkpoints: Path
-    remote_checkpoints: str  # redacted; "" where they are in a local folder
+    checkpoints: str  # a local path, or a place in a store
 
     @classmethod
     def read(cls, run: RunFolder) -> "RunSettings":
@@ -34,10 +31,7 @@ class RunSettings:
         tracking = TrackingConfig.model_validate(_section(config, "tracking"))
         uri = tracking.uri and resolve_uri(tracking.uri, info.working_folder)
         place = run.checkpoint_url(_section(config, "checkpoint").get("folder"))
-        is_local = "://" not in place or place.startswith("file://")
-        checkpoints = Path(place.removeprefix("file://")) if is_local else run.checkpoints
-        remote = "" if is_local else redact(place)
-        return cls(run.path.name, uri, tracking.experiment, checkpoints, remote)
+        return cls(run.path.name, uri, tracking.experiment, place)
 
     @property
     def database(self) -> Path | None:
@@ -66,17 +60,6 @@ def resolve_uri(uri: str, folder: Path) -> str:
     if match:
         return f"{match[1]}{folder / match[2]}{match[3]}"
     return uri if ":" in uri or uri == "databricks" else str(folder / uri)
-
-
-def final_model(checkpoints: Path) -> Path | None:
-    """model.safetensors of the newest checkpoint that was committed and is not in quarantine."""
-    found = []
-    for commit in checkpoints.glob("step-*/COMMIT.json"):
-        match = _STEP_FOLDER.fullmatch(commit.parent.name)
-        model = commit.with_name("model.safetensors")
-        if match and model.exists() and not commit.with_name("QUARANTINE.json").exists():
-            found.append((int(match[2]), int(match[1]), model))
-    return max(found)[2] if found else None
 
 
 def _section(config: Any, name: str) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from mlflow.utils.validation import (
 )
 
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking.final_model import final_model
 from dist_trainer.tracking.parameters import mlflow_name, parameters, redact_yaml
 from dist_trainer.tracking.redact import redact
-from dist_trainer.tracking.settings import RunSettings, final_model, resolve_uri
+from dist_trainer.tracking.settings import RunSettings, resolve_uri
 from tests.tracking.servers import make_run
 
 CONFIG = """\
@@ -146,13 +147,11 @@ def test_the_settings_find_database_and_checkpoints(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "runs" / "a", "name: a\n", working_folder=tmp_path)
     settings = RunSettings.read(run)
     assert settings.database == tmp_path / "mlflow.db"
-    assert settings.checkpoints == run.checkpoints
+    assert settings.checkpoints == str(run.checkpoints)
     run.config_path.write_text("checkpoint: {folder: ckpt}\ntracking: {uri: null, experiment: on}\n")
     settings = RunSettings.read(run)
     assert (settings.uri, settings.experiment) == (None, "on")
-    assert settings.checkpoints == tmp_path / "ckpt" / run.info().run_id
-    run.config_path.write_text('checkpoint: {folder: "s3://me:secret@b/x/"}\n')
-    assert RunSettings.read(run).remote_checkpoints == f"s3://***@b/x/{run.info().run_id}"
+    assert settings.checkpoints == str(tmp_path / "ckpt" / run.info().run_id)
 
 
 def test_the_final_model_is_the_newest_good_one(tmp_path: Path) -> None:
@@ -162,12 +161,13 @@ def test_the_final_model_is_the_newest_good_one(tmp_path: Path) -> None:
             (tmp_path / name / file).touch()
         return tmp_path / name / "model.safetensors"
 
-    assert final_model(tmp_path / "none") is None
+    assert final_model(str(tmp_path / "none"), carried=None, into=tmp_path) is None
     checkpoint("step-000000900-f0001", "model.safetensors", "COMMIT.json")
     good = checkpoint("step-000000300-f0002", "model.safetensors", "COMMIT.json")
     checkpoint("step-000000400-f0002", "model.safetensors", "COMMIT.json", "QUARANTINE.json")
     checkpoint("step-000000500-f0003", "model.safetensors")
-    assert final_model(tmp_path) == good
+    assert final_model(str(tmp_path), carried="another", into=tmp_path) == (good.parent.name, good)
+    assert final_model(str(tmp_path), carried=good.parent.name, into=tmp_path) is None
 
 
 @pytest.mark.parametrize(("uri", "seconds"), [("sqlite:///mlflow.db", 60), ("http://127.0.0.1:1", 10)])
