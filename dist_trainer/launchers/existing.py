@@ -39,12 +39,14 @@ def is_done(run: RunFolder, loaded: Loaded, allow_change: Sequence[str]) -> bool
     found = changes(old, loaded.config)
     refused = unaccepted(found, allow_change)
     if refused and _has_saved(run, old):
-        raise UsageError(_refusal(run, refused))
+        unknown = [key for key in allow_change if not any(_covers(key, change.key) for change in found)]
+        ends = run.read_status().state == "finished" and not _is_longer(found)
+        raise UsageError(_refusal(run, refused, unknown, ends=ends))
     if run.read_status().state != "finished":
         return False
     if ended_by_early_stopping(run):  # more epochs alone would not begin
         return not any(change.key.startswith("train.early_stopping") for change in found)
-    return not any(change.harmless and change.key in LENGTHS for change in found)
+    return not _is_longer(found)
 
 
 def ended_by_early_stopping(run: RunFolder) -> bool:
@@ -58,12 +60,22 @@ def _has_saved(run: RunFolder, config: Config) -> bool:
     return last_saved_step(run.journal_path(0)) is not None or bool(open_store(run, config.checkpoint).list())
 
 
-def _refusal(run: RunFolder, refused: Sequence[Change]) -> str:
+def _is_longer(found: Sequence[Change]) -> bool:
+    return any(change.harmless and change.key in LENGTHS for change in found)
+
+
+def _covers(allowed: str, key: str) -> bool:
+    return f"{key}.".startswith(f"{allowed}.")
+
+
+def _refusal(run: RunFolder, refused: Sequence[Change], unknown: Sequence[str], *, ends: bool) -> str:
     accept = " ".join(f"--allow-change {change.key}" for change in refused)
-    return (
-        f"run {run.path.name} was begun with another configuration:\n{describe(refused)}\n"
-        f"to go on with the change: {accept}; to train anew: --fresh, or another name"
-    )
+    go_on = f"to go on with the change: {accept}; to train anew: --fresh, or another name"
+    if ends:
+        longer = f"longer with a larger train.epochs and {accept}"
+        go_on = f"it is finished; train anew with --fresh or another name, or {longer}"
+    idle = f"\n--allow-change {', '.join(unknown)}: has not changed" if unknown else ""
+    return f"run {run.path.name} was begun with another configuration:\n{describe(refused)}\n{go_on}{idle}"
 
 
 def rewrite_config(run: RunFolder, config: Config) -> None:

@@ -19,6 +19,9 @@ _PULLED_DOWN = re.compile(
 )
 
 
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+
+
 @dataclass(frozen=True)
 class Failure:
     """The first cause of an attempt's end."""
@@ -76,7 +79,7 @@ def _was_pulled_down(word: WorkerError) -> bool:
 def _from_word(run: RunFolder, attempt: int, word: WorkerError) -> Failure:
     known = getattr(errors, word.type, None)
     meant_for_the_user = isinstance(known, type) and issubclass(known, errors.DistTrainerError)
-    what = word.message if meant_for_the_user else f"{word.type}: {word.message}"
+    what = word.message if meant_for_the_user else f"{word.type}: {word.message}{_place(word.traceback)}"
     where = f"rank {word.rank} failed" + (f" at step {word.step}" if word.step is not None else "")
     return Failure(
         rank=word.rank,
@@ -87,6 +90,14 @@ def _from_word(run: RunFolder, attempt: int, word: WorkerError) -> Failure:
         message=word.message,
         exit_code=word.exit_code,
     )
+
+
+def _place(traceback: str) -> str:
+    """The last line of the user's own code on the way to the error; nothing where there is none."""
+    for file, line, function in reversed(_FRAME.findall(traceback)):
+        if not re.search(r"/(site-packages|dist_trainer|lib/python3[.]\d+)/", file) and "<" not in file:
+            return f" ({Path(file).name}:{line}, in {function})"
+    return ""
 
 
 def _ending(rank: int, code: int) -> str:

@@ -79,6 +79,7 @@ class Progress:
         self._task = self._bar.add_task(label, total=None, position=position) if self._bar else None
         self._drawn = self._line_written = time.monotonic()
         self._line_step = 0
+        self._bad_rows = 0
         if self._bar:
             self._bar.start()
 
@@ -105,9 +106,16 @@ class Progress:
         """A sentence of its own, above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def report(self, text: str) -> None:
+        """A sentence about the workers, after what they did before it."""
+        self._read(time.monotonic())
+        self.say(text)
+
     def close(self) -> None:
         """Show what came last and take the bar away."""
         self._read(time.monotonic())
+        if self._bad_rows:
+            self.say(f"{self._bad_rows} times a row was left out as bad (data.bad_rows: skip)")
         if self._bar:
             self._bar.stop()
 
@@ -137,6 +145,8 @@ class Progress:
         elif record["kind"] == "started":
             self._position.total_steps = record["total_steps"]
             self.say(_beginning(record))
+        elif record["kind"] == "bad_rows":
+            self._bad_rows += int(record["skipped"])
         elif record["kind"] == "alarm":
             self.say(f"warning: {record['message']}")
 

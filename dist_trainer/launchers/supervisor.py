@@ -113,6 +113,7 @@ class Supervisor:
         if self.requests.stopping or failure is None or not failure.may_be_repeated or left < 1:
             return False
         if failure.repeats(self._failure_before):
+            self._report("The same error at the same step again: another restart would not help.")
             return False
         of = self._config.max_restarts
         attempt = f"{of - left + 1} of {of}"

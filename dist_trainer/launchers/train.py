@@ -24,7 +24,7 @@ from dist_trainer.launchers.results import Ending, show_error, show_json, show_j
 from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.launchers.supervisor import Outcome
 from dist_trainer.launchers.tracking import Tracking
-from dist_trainer.launchers.workers import count_workers, gpus_by_driver
+from dist_trainer.launchers.workers import count_workers, fed_by_batch, gpus_by_driver
 from dist_trainer.run_folder import RunFolder
 
 WORKER = "dist_trainer.worker:main"
@@ -61,7 +61,7 @@ def train(
                 return _show(_finished(run, config, console), console, as_json)
         from dist_trainer.launchers import agent  # imports torch, while the forkserver does
 
-        count = workers or count_workers(config, agent.visible_gpus())
+        count = fed_by_batch(workers or count_workers(config, agent.visible_gpus()), config)
         try:
             _check_targets(loaded, run, requests)
         except InterruptedError:
@@ -87,7 +87,7 @@ def _launch(
         tracking.start_when_training(progress.say)
 
     try:
-        outcome = launch(requests=requests, on_tick=tick, report=progress.say)
+        outcome = launch(requests=requests, on_tick=tick, report=progress.report)
     finally:
         progress.close()
         asked_before = requests.stopping

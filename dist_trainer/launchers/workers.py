@@ -21,6 +21,17 @@ def count_workers(config: Config, gpus: int) -> int:
     return min(count, config.data.global_batch_size)
 
 
+def fed_by_batch(count: int, config: Config) -> int:
+    """The count; ConfigError where a step has fewer samples than there would be ranks."""
+    size = config.data.global_batch_size
+    if count > size:
+        raise ConfigError(
+            f"data.global_batch_size must be at least the number of ranks, {count}, got {size}; give a larger one, "
+            "or fewer --workers"
+        )
+    return count
+
+
 def gpus_by_driver() -> int:
     """A guess that needs no torch; it only divides the cores among workers."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -38,6 +38,11 @@ class Attempt:
         """Whether this rank writes what is written once."""
         return self.group.is_rank_zero
 
+    def say(self, sentence: str) -> None:
+        """Print on rank 0, where no agent of ours shows the progress."""
+        if self.is_rank_zero and not self.has_agent:
+            print(sentence, flush=True)
+
     def record_start(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Write on rank 0 that the attempt trains now, and what is ahead of it. Collective."""
         names = self.group.gather_bytes(socket.gethostname().encode())
@@ -61,6 +66,10 @@ class Attempt:
             device=str(self.group.device),
         )
         self.journal.sync()
+        begins = f"going on at step {first_step} of" if first_step else "training"
+        self.say(
+            f"{self.run.path.name}: {begins} {total_steps} steps, world size {world_size}, in {self.run.path}"
+        )
 
     @contextmanager
     def told(self, step: Callable[[], int]) -> Iterator[ExitStack]:
@@ -102,6 +111,7 @@ class Attempt:
         line = {"event": "end", "attempt": self.number, "time": time.time(), "last_step": status.step}
         self.run.record({**line, "cause": status.reason or status.state, "exit_code": 0})
         self.run.write_status(status)
+        self.say(f"{self.run.path.name}: {status.state} at step {status.step}")
 
 
 @contextmanager

@@ -53,6 +53,12 @@ def load_state(
                 group[key] = built[key]
 
 
+def differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was configured otherwise, a phrase for each option, once for groups that agree."""
+    pairs = ((key, old.get(key), new[key]) for old, new in zip(before, now, strict=False) for key in new)
+    return list(dict.fromkeys(f"{key} {old!r} -> {new!r}" for key, old, new in pairs if old != new))
+
+
 @contextmanager
 def put_back(given: object) -> Iterator[None]:
     """After this block, an optimizer of the user's own has its options again: a schedule's last rate is not lr."""

@@ -90,5 +90,7 @@ class Recorder:
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write an evaluation's values."""
-        if self._attempt.is_rank_zero:
+        if self._attempt.is_rank_zero and metrics:
             self._attempt.journal.metrics(step, metrics)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self._attempt.say(f"step {step}: {shown}")

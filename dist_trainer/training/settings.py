@@ -29,6 +29,11 @@ def make_settings(settings: Settings | Mapping[str, Any] | None, words: Mapping[
         raise ConfigError(f"Trainer has no argument {', '.join(unknown)}; short words are {', '.join(WORDS)}")
     data: dict[str, Any] = settings.model_dump(exclude_unset=True) if isinstance(settings, Settings) else {}
     dotted = copy.deepcopy(dict(settings)) if isinstance(settings, Mapping) else {}
+    objects = [key for key in dotted if any(f"{key}.".startswith(f"{each}.") for each in OBJECTS)]
+    if objects:
+        raise ConfigError(
+            f"{', '.join(objects)}: no setting in Python; give the object to Trainer as an argument"
+        )
     for key, value in {**dotted, **{WORDS[word]: value for word, value in words.items()}}.items():
         _put(data, key.split("."), value)
     return _checked(data)
@@ -42,12 +47,19 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     tree[path[-1]] = value
 
 
+# what a configuration names by import path is an object here
+OBJECTS = [
+    *("model", "task", "loss", "metrics", "optimizer", "scheduler", "hooks", "slurm"),
+    *(f"data.{name}" for name in ("train", "val", "test", "collate", "split")),
+]
+
+
 def _checked(data: dict[str, Any]) -> Settings:
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
         lines = [f"{'.'.join(each.path)} {each.message}" for each in findings(error, data)]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError("\n".join(lines)) from None  # pydantic's words are in these
 
 
 def open_or_create(settings: Settings, runs: Path) -> Callable[[], RunFolder]:

@@ -9,7 +9,7 @@ from dist_trainer.checkpoint.writer import State
 from dist_trainer.errors import ConfigError
 from dist_trainer.training.attempt import Attempt
 from dist_trainer.training.build import Parts
-from dist_trainer.training.group_options import load_state
+from dist_trainer.training.group_options import differences, load_state
 from dist_trainer.training.saves import Saves
 
 
@@ -56,8 +56,13 @@ def restore(
             schedule.load_state_dict(training["schedules"][name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"the checkpoint does not fit the configured model and optimizer: {error}"
+            f"run {attempt.run.path.name} was begun with another model or optimizer, which its checkpoint does not "
+            f"fit; start anew with --fresh, another name or the folder moved away: {error}"
         ) from error
+    for name in parts.configured:
+        for change in differences(training["configured"][name], parts.configured[name]):
+            attempt.journal.event("changed", optimizer=name, change=change, step=training["progress"]["step"])
+            attempt.say(f"the optimizer was configured otherwise before: {change} from here on")
     parts.sampler.load_state_dict(training["sampler"])
     _restore_optional(parts, training)
     saves.load_state_dict(training["saves"])

@@ -97,6 +97,9 @@ def test_a_changed_configuration_is_refused_with_the_difference_and_the_remedy(
         "to go on with the change: --allow-change optimizer.lr; to train anew: --fresh, or another name"
     )
     assert not is_done(trained, load("optimizer.lr=0.2", "seed=1", "train.epochs=2"), ["seed", "optimizer"])
+    with pytest.raises(UsageError, match=r"it is finished; train anew .* larger train\.epochs") as refused:
+        is_done(trained, load("optimizer.lr=0.2"), ["optimizer.lrr"])
+    assert "--allow-change optimizer.lrr: has not changed" in str(refused.value)
 
 
 def test_a_run_that_saved_nothing_takes_any_configuration(trained: RunFolder, load: Load) -> None:

@@ -56,3 +56,8 @@ def test_a_run_is_made_once_and_refuses_settings_of_other_numbers(tmp_path: Path
     assert first.info().run_id == again.info().run_id
     with pytest.raises(UsageError, match=r"run a in .* was begun with other settings.*\n.*seed"):
         open_or_create(make_settings({"seed": 1}, {"name": "a"}), tmp_path)()
+
+
+def test_an_object_is_no_setting() -> None:
+    with pytest.raises(ConfigError, match=r"data\.collate: no setting in Python; give the object to Trainer"):
+        make_settings({"data.collate": {"target": "mine.collate"}}, {})
