@@ -52,10 +52,6 @@ class Checkpointer:
         """Whether a checkpoint is being written now."""
         return self._flight is not None and self._flight.is_alive()
 
-    def due(self, step: int) -> bool:
-        """Whether the configuration asks for a checkpoint at this step; the same answer on every rank."""
-        return step > 0 and step % self._config.every_steps == 0
-
     def minutes_due(self) -> bool:
         """Whether one is due by this process's clock."""
         minutes = min(

@@ -303,9 +303,8 @@ def test_closing_waits_reports_and_never_raises(trial: Trial) -> None:
     assert "step 10 was not saved" in trial.reports[0]
 
 
-def test_saves_are_due_by_steps_and_by_minutes(tmp_path: Path) -> None:
+def test_a_save_is_due_by_minutes(tmp_path: Path) -> None:
     trial = Trial(tmp_path, every_steps=500, every_minutes=0.1 / 60)
-    assert [step for step in range(0, 1501, 250) if trial.saver.due(step)] == [500, 1000, 1500]
     assert not trial.saver.minutes_due()
     time.sleep(0.12)
     assert trial.saver.minutes_due()

@@ -43,7 +43,8 @@ def test_every_line_is_json_although_metrics_are_not_finite(path: Path) -> None:
 
 
 def test_numbers_of_other_types_are_written_as_numbers(path: Path) -> None:
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     with Journal(path, attempt=1, rank=0) as journal:
         journal.metrics(1, {"a": numpy.float32(0.5), "b": numpy.int64(3), "c": numpy.float64("nan")})
     assert read_journal(path)[0][0]["values"] == {"a": 0.5, "b": 3.0, "c": "NaN"}
