@@ -36,7 +36,14 @@ OWNERS = {
     "submitit": {"launchers/slurm.py"},
     "torch.distributed.elastic": {"launchers/agent.py"},
     "torch.distributed": {"adapters/distributed.py", "launchers/agent.py"},
-    "typer": {"cli.py"},
+    "typer": {
+        "cli/__init__.py",
+        "cli/words.py",
+        "cli/training.py",
+        "cli/looking.py",
+        "cli/jobs.py",
+        "cli/sweep.py",
+    },
     "psutil": {"tracking/system_metrics.py"},
 }
 READ_THE_ENVIRONMENT = {

@@ -1,0 +1,98 @@
+"""What the commands share: their arguments and options, and an error turned into its message and exit code."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dist_trainer.errors import DistTrainerError
+
+if TYPE_CHECKING:
+    from dist_trainer.config.load import Loaded
+    from dist_trainer.run_folder import RunFolder
+
+
+class Commands(TyperGroup):
+    """Turns an error meant for the user into its message and exit code, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except DistTrainerError as error:
+            print(error, file=sys.stderr)
+            if ctx.meta.get(_AS_JSON):
+                ended = {"state": "failed", "exit_code": error.exit_code, "error": str(error)}
+                print_json({"run": ctx.meta.get(_RUN), **ended})
+            raise typer.Exit(error.exit_code) from error
+
+
+_AS_JSON, _RUN = (
+    "dist_trainer.as_json",
+    "dist_trainer.run",
+)  # in the context that a command shares with its group
+
+
+def note_json(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta[_AS_JSON] = value
+    return value
+
+
+def note_run(ctx: typer.Context, value: str) -> str:
+    ctx.meta[_RUN] = value
+    return value
+
+
+SETTINGS: dict[str, Any] = {"no_args_is_help": True, "pretty_exceptions_enable": False}
+Arguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG... KEY=VALUE...", help="YAML files, merged left to right, then single values."
+    ),
+]
+Run = Annotated[
+    str, typer.Argument(help="A run's folder, or its name in the folder of runs.", callback=note_run)
+]
+Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs live.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else.", callback=note_json)
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes on this machine; default: the configuration's.")
+]
+Which = Annotated[str, typer.Option("--checkpoint", help="last, best or a step.")]
+Split = Annotated[str, typer.Option(help="The data to use: train, val or test.")]
+RUNS = Path("runs")
+
+
+def load(arguments: list[str]) -> "Loaded":
+    """What has an equals sign and is no file is a single value."""
+    from dist_trainer.config.load import load_config
+
+    values = [text for text in arguments if "=" in text and not _is_there(text)]
+    return load_config([text for text in arguments if text not in values], values)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a file's name
+        return False
+
+
+def find(run: str, runs: Path) -> "RunFolder":
+    from dist_trainer.run_folder import find_run
+
+    return find_run(run, runs)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def exit_with(code: int) -> None:
+    if code:
+        raise typer.Exit(code)
