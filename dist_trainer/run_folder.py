@@ -6,7 +6,7 @@
       run.lock               flocked by the one live writer: {"pid", "host", "since"}; empty when released
       fence/0003.json        one per attempt, created exclusively; only the highest may commit
       attempts.jsonl         {"event": "start" | "end", "attempt", "time", ...}, one line each
-      status.json            {"state", "reason", "step", "time", "results"}
+      status.json            {"state", "reason", "step", "time", "results", "run_again"}
       journal/rank-0.jsonl   see tracking/journal.py
       logs/attempt-0003/     rank-0.log, and error-rank-0.json of a rank that failed
       heartbeat/rank-0       see tracking/heartbeat.py
@@ -60,13 +60,17 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands: `stopped` is saved and may go on; `results` are the final metrics."""
+    """How a run stands: `stopped` is saved and may go on; `results` are the final metrics.
+
+    `run_again`: stopped because the machine was wanted back, so whoever started it runs it again.
+    """
 
     state: State
     reason: str = ""
     step: int | None = None
     time: float = field(default_factory=time.time)
     results: dict[str, float] = field(default_factory=dict)
+    run_again: bool = False
 
 
 @dataclass(frozen=True)
