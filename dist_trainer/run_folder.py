@@ -3,7 +3,7 @@
     runs/<name>/
       config.yaml            resolved, with every default written out
       run.json               run id, MLflow's run id, working folder, code version: see RunInfo
-      run.lock               flocked by the one live writer: {"pid", "host", "since"}; empty when released
+      run.lock               flocked by the one live writer: {"pid", "host", "since", "job"}; empty when released
       fence/0003.json        one per attempt, created exclusively; only the highest may commit
       attempts.jsonl         {"event": "start" | "end", "attempt", "time", ...}, one line each
       status.json            {"state", "reason", "step", "time", "results", "run_again"}
@@ -22,10 +22,9 @@ import os
 import re
 import secrets
 import socket
-import subprocess
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from dist_trainer.adapters.files import (
     whole_lines,
     write_json,
 )
+from dist_trainer.adapters.git import code_version
 from dist_trainer.config.schema import NAME_PATTERN
 from dist_trainer.errors import UsageError
 
@@ -229,14 +229,23 @@ class RunFolder:
         errors = [WorkerError(**json.loads(path.read_text())) for path in paths]
         return sorted(errors, key=lambda error: (error.time, error.rank))
 
-    def lock(self, *, watch_s: float = 10.0) -> AbstractContextManager[None]:
+    def lock(
+        self,
+        *,
+        watch_s: float = 10.0,
+        job: str | None = None,
+        job_is_over: Callable[[str], bool] = lambda job: False,
+    ) -> AbstractContextManager[None]:
         """Be the only writer of this run while the context lasts. UsageError names the one that is there.
 
         Where file locks do not reach over hosts, a holder elsewhere that left no word of its end is given
-        `watch_s` seconds to show a heartbeat.
+        `watch_s` seconds to show a heartbeat. `job` is the scheduler's job that asks; a holder that is a part
+        of a job which `job_is_over` is passed over: its processes may live on, but fences shut them out.
         """
         return hold(
             self.path / "run.lock",
+            job=job,
+            is_over=lambda owner: owner.job is not None and job_is_over(owner.job),
             still_alive=lambda: self._beats_within(watch_s),
             held=lambda owner: _held(self.path, owner),
         )
@@ -269,27 +278,16 @@ def find_run(name_or_path: str | Path, runs: str | Path) -> RunFolder:
     raise UsageError(f"no run {text!r} in {runs.absolute()}, and it is no run folder{hint}")
 
 
-def code_version(folder: Path) -> dict[str, Any]:
-    """The git commit of `folder` and whether tracked files differ from it; nothing where there is no git."""
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):
-        return {}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-
 def _held(path: Path, owner: Owner | None) -> UsageError:
     if owner is None:
         return UsageError(f"run {path.name} is being trained by another process; wait for it")
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.since))
     pid, host = owner.pid, owner.host
-    stop = f"kill {pid}" if host == socket.gethostname() else f"ssh {host} kill {pid}"
+    who, stop = f"pid {pid} on host {host}", f"kill {pid}"
+    if owner.job is not None:
+        who, stop = f"SLURM job {owner.job} on host {host}", f"dist-trainer cancel {path.name}"
+    elif host != socket.gethostname():
+        stop = f"ssh {host} kill {pid}"
     return UsageError(
-        f"run {path.name} is being trained by pid {pid} on host {host} since {since}"
-        f"; wait for it, or stop it with {stop}"
+        f"run {path.name} is being trained by {who} since {since}; wait for it, or stop it with {stop}"
     )

@@ -48,7 +48,9 @@ OWNERS = {
 }
 READ_THE_ENVIRONMENT = {
     "adapters/place.py",  # torchrun's variables
+    "adapters/slurm_job.py",  # SLURM's variables in a job
     "launchers/forkserver.py",  # what workers start with
+    "launchers/scheduler.py",  # to leave out what changes the output of squeue and sacct
     "launchers/preload.py",  # the agent's pid
     "launchers/workers.py",  # CUDA_VISIBLE_DEVICES, before torch is there
     "tracking/mlflow_sync.py",  # the MLflow client's retries and time-outs, in its own process

@@ -1,6 +1,6 @@
 """One holder of a file at a time, by the kernel's flock, with the holder's name inside the file.
 
-The lock ends with its holder, however that dies. The file holds {"pid", "host", "since"}, and nothing once
+The lock ends with its holder, however that dies. The file holds {"pid", "host", "since", "job"}, and nothing once
 released.
 """
 
@@ -17,11 +17,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock; `since` is its host's clock."""
+    """Who holds a lock; `since` is its host's clock, `job` the scheduler's job that it is a part of."""
 
     pid: int
     host: str
     since: float
+    job: str | None = None
 
 
 @contextmanager
@@ -29,6 +30,8 @@ def hold(
     path: Path,
     *,
     held: Callable[[Owner | None], Exception],
+    job: str | None = None,
+    is_over: Callable[[Owner], bool] = lambda owner: False,
     still_alive: Callable[[], bool] = lambda: False,
     patience_s: float = 2.0,
 ) -> Iterator[None]:
@@ -36,23 +39,33 @@ def hold(
 
     Patience, because a dead holder's forked children keep its lock for the moment they take to die.
     `still_alive` is asked where the file names an owner on another host that never released it: its lock may
-    not reach us.
+    not reach us. `is_over` says that an owner lost its right to hold on, though its process may live: a
+    scheduler took its job away, and the file is written without waiting for it.
     """
-    descriptor = _flock(path, held, patience_s)
+    me = Owner(os.getpid(), socket.gethostname(), time.time(), job)
+    descriptor = _flock(path, held, is_over, patience_s)
     try:
         before = _read_owner(descriptor)
-        if before and before.host != socket.gethostname() and still_alive():
+        elsewhere = before is not None and before.host != socket.gethostname()
+        if before and elsewhere and not is_over(before) and still_alive():
             raise held(before)
-        _write_owner(descriptor, Owner(os.getpid(), socket.gethostname(), time.time()))
+        _write_owner(descriptor, me)
         try:
             yield
         finally:
-            _write_owner(descriptor, None)
+            if _read_owner(descriptor) == me:
+                _write_owner(descriptor, None)
     finally:
         os.close(descriptor)
 
 
-def _flock(path: Path, held: Callable[[Owner | None], Exception], patience_s: float) -> int:
+def _flock(
+    path: Path,
+    held: Callable[[Owner | None], Exception],
+    is_over: Callable[[Owner], bool],
+    patience_s: float,
+) -> int:
+    """The open file: locked, or left to a holder whose time is over."""
     deadline = time.monotonic() + patience_s
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -63,6 +76,8 @@ def _flock(path: Path, held: Callable[[Owner | None], Exception], patience_s: fl
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 owner = _read_owner(descriptor)
+                if owner and is_over(owner):
+                    return descriptor
                 os.close(descriptor)
                 raise held(owner) from None
             time.sleep(0.05)
