@@ -1,0 +1,65 @@
+"""Which jobs a run was given to: the link from a run's folder to SLURM's queue.
+
+    <run>/slurm/jobs.jsonl   one line per submission, oldest first; a requeue is none, its job keeps its id
+      {"job": "123", "time": 1730000000.1, "user": "ada", "nodes": 2, "code": "code/0001",
+       "script": "slurm/0001.sbatch"}
+
+An array's element is "120_3". `code` is null where no snapshot was made. Imports no torch.
+"""
+
+import os
+import pwd
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from dist_trainer.adapters.files import append_line, whole_lines
+from dist_trainer.run_folder import RunFolder
+
+
+def user_name() -> str:
+    """Who we are; the number where this machine has no name for it."""
+    with suppress(KeyError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    return str(os.getuid())
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One submission of a run; paths are relative to the run's folder."""
+
+    job: str
+    nodes: int = 1
+    code: str | None = None
+    script: str | None = None
+    user: str = field(default_factory=user_name)
+    time: float = field(default_factory=time.time)
+
+
+def jobs_path(run: RunFolder) -> Path:
+    """Where the lines are."""
+    return run.path / "slurm" / "jobs.jsonl"
+
+
+def add_job(run: RunFolder, submission: Submission) -> None:
+    """Append a submission, synced."""
+    path = jobs_path(run)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    append_line(path, asdict(submission))
+
+
+def jobs_of(run: RunFolder) -> list[Submission]:
+    """Every submission, oldest first; a line torn by a crash is left out, and fields of the future too."""
+    path = jobs_path(run)
+    if not path.exists():
+        return []
+    known = {entry.name for entry in fields(Submission)}
+    lines = (line for line in whole_lines(path.read_bytes()) if "job" in line)
+    return [Submission(**{key: line[key] for key in known & line.keys()}) for line in lines]
+
+
+def last_job(run: RunFolder) -> Submission | None:
+    """The newest submission; None for a run that was never submitted."""
+    submissions = jobs_of(run)
+    return submissions[-1] if submissions else None
