@@ -55,6 +55,7 @@ class RunInfo:
     created: float
     working_folder: Path  # relative paths of the configuration are relative to it
     mlflow_run_id: str | None = None
+    sweep: str | None = None  # the folder of the sweep that it is a cell of
     code: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,7 +94,9 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path, config_yaml: str, *, working_folder: str | Path) -> "RunFolder":
+    def create(
+        cls, path: str | Path, config_yaml: str, *, working_folder: str | Path, sweep: str | None = None
+    ) -> "RunFolder":
         """Make the folder, for its owner only. UsageError: a bad name, or a run that is there already."""
         folder = cls(Path(path).absolute())
         if not re.fullmatch(NAME_PATTERN, folder.path.name):
@@ -108,7 +111,7 @@ class RunFolder:
             working = Path(working_folder).absolute()
             # run.json last: a folder without it is not a run
             folder._write_info(
-                RunInfo(secrets.token_hex(8), time.time(), working, code=code_version(working))
+                RunInfo(secrets.token_hex(8), time.time(), working, sweep=sweep, code=code_version(working))
             )
         return folder
 
