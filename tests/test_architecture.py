@@ -25,6 +25,7 @@ LAYERS = [  # a module imports from its own part and from lines below
     {"training"},
     {"checkpoint", "tracking"},
     {"data", "models"},
+    {"sweep_folder"},
     {"inference_request", "run_folder"},
     {"adapters"},
     {"config"},
