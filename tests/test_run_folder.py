@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.errors import UsageError
-from dist_trainer.run_folder import RunFolder, Status, code_version, find_run
+from dist_trainer.adapters.git import code_version
+from dist_trainer.run_folder import RunFolder, Status, find_run
 
 HOLD = """
 import sys, time

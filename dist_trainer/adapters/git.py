@@ -15,5 +15,6 @@ def code_version(folder: Path) -> dict[str, Any]:
 
 
 def git(folder: Path, *arguments: str) -> str:
+    """What a git command prints; OSError without git, SubprocessError where it fails."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -4,18 +4,19 @@ torch's agent gives the rendezvous, the workers' environment and the loop of res
 the logs, who ends whom after a failure, and the choice of another attempt.
 """
 
-import logging
+import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import astuple, dataclass
+from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistStoreError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
@@ -31,12 +32,16 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handl
 
 from dist_trainer.adapters.place import FENCE_VARIABLE
 from dist_trainer.config.schema import Config
+from dist_trainer.errors import FencedOut
 from dist_trainer.launchers import forkserver
+from dist_trainer.launchers.plain_log import plain_log
 from dist_trainer.launchers.signals import StopRequested, StopRequests
-from dist_trainer.launchers.supervisor import Outcome, Supervisor, Worker
+from dist_trainer.launchers.supervisor import NodeEnd, Outcome, Supervisor, Worker
 from dist_trainer.run_folder import RunFolder
 
 _POLL_S = 0.1
+_FENCE = "fence"
+_OTHERS_MAY_TAKE_S = 3.0
 _RENDEZVOUS_TIMEOUT_S = 600
 # torch's agent installs handlers of its own that raise; it may have a signal that nobody ever sends
 _ELASTIC_ENVIRONMENT = {
@@ -48,12 +53,16 @@ _ELASTIC_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Nodes:
-    """This node among those of a run; `endpoint` is host:port on node 0, where the agents meet."""
+    """This node among those of a run; `endpoint` is host:port on node 0, where the agents meet.
+
+    Node 0 may give port 0 for any free one, and is told by `publish` which it is. It writes for all.
+    """
 
     count: int = 1
     rank: int = 0
     endpoint: str | None = None
     address: str | None = None  # by which the other nodes reach this one; default: its full host name
+    publish: Callable[[int], None] = lambda port: None
 
 
 def visible_gpus() -> int:
@@ -69,23 +78,26 @@ def launch(
     entry: str = "dist_trainer.worker:main",
     nodes: Nodes = Nodes(),
     requests: StopRequests | None = None,
+    variables: Mapping[str, str] = MappingProxyType({}),
     on_tick: Callable[[], None] = lambda: None,
     report: Callable[[str], None] = print,
 ) -> Outcome:
     """Run `entry` in this node's workers until the run ends, restarting them from the last checkpoint.
 
-    One caller per node; with several, each gives the same count and endpoint. `on_tick` is called ten times
-    a second in between, `report` with each sentence the user should read. Signals are ours meanwhile: through
-    `requests` where the caller listens already.
+    One caller per node; with several, each gives the same count and endpoint. Workers get `variables` beside
+    launch.env. `on_tick` is called ten times a second in between, `report` with each sentence the user should
+    read. Signals are ours meanwhile: through `requests` where the caller listens already.
     """
-    environment = forkserver.thread_variables(workers) | config.launch.env
-    supervisor = Supervisor(run, config.launch, report=report)
+    environment = forkserver.thread_variables(workers) | config.launch.env | dict(variables)
+    name = nodes.address or socket.gethostname()
+    supervisor = Supervisor(run, config.launch, report=report, leads=nodes.rank == 0, node=name)
     with ExitStack() as stack:
         supervisor.requests = requests or stack.enter_context(StopRequests().listening())
         forkserver.start(environment)
-        stack.enter_context(_plain_log(run.path / "logs" / f"agent-{nodes.rank}.log"))
+        stack.enter_context(plain_log(run.path / "logs" / f"agent-{nodes.rank}.log"))
         stack.enter_context(forkserver.variables(_ELASTIC_ENVIRONMENT))
-        agent = _Agent(_spec(run, config, workers, entry, nodes), supervisor, environment, on_tick)
+        spec = _spec(run, config, workers, entry, nodes)
+        agent = _Agent(spec, supervisor, environment, on_tick, leads=nodes.rank == 0)
         return agent.supervise()
 
 
@@ -110,6 +122,8 @@ class _Agent(LocalElasticAgent):
         supervisor: Supervisor,
         environment: dict[str, str],
         on_tick: Callable[[], None],
+        *,
+        leads: bool,
     ) -> None:
         super().__init__(
             spec, _Streams(supervisor, environment), start_method="forkserver", exit_barrier_timeout=60
@@ -118,6 +132,9 @@ class _Agent(LocalElasticAgent):
         self._environment = environment
         self._on_tick = on_tick
         self._handler = spec.rdzv_handler
+        self._leads = leads
+        if not isinstance(self._handler, _OneNode):
+            supervisor.share = self._share
 
     def supervise(self) -> Outcome:
         """Run to the end, whatever it is."""
@@ -125,6 +142,8 @@ class _Agent(LocalElasticAgent):
             self.run()
         except RendezvousError as error:
             self._supervisor.lost_nodes(error)
+        except FencedOut as error:
+            self._supervisor.fenced_out(error)
         except StopRequested:
             self._supervisor.stop_without_workers()
         finally:
@@ -137,15 +156,38 @@ class _Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         forkserver.start(self._environment)  # it may have been killed
-        leads = worker_group.group_rank == 0
-        store: Any = worker_group.store  # new for each start
-        if leads:
-            store.set("fence", str(self._supervisor.take_fence()))
-        self._supervisor.attempt = int(store.get("fence"))
+        self._supervisor.attempt = self._agree_on_fence(worker_group.store)
         with forkserver.without_main_module():
             pids: dict[int, Any] = super()._start_workers(worker_group)
-        self._supervisor.started(self._workers(worker_group), leads=leads)
+        self._supervisor.started(self._workers(worker_group))
         return pids
+
+    def _agree_on_fence(self, store: Any) -> int:
+        """Node 0 takes it and tells the others through the store, which is new for each start."""
+        if self._leads:
+            try:
+                store.set(_FENCE, str(self._supervisor.take_fence()))
+            except FencedOut:
+                store.set(_FENCE, "0")
+                raise
+        fence = int(store.get(_FENCE))
+        if fence == 0:
+            raise FencedOut("the run went on elsewhere")
+        return fence
+
+    def _share(self, own: NodeEnd) -> list[NodeEnd]:
+        """Tell the other nodes how ours ended, and hear how theirs did, if they still can say so."""
+        group = self._worker_group
+        store: Any = group.store
+        store.set(f"end-{group.group_rank}", json.dumps(astuple(own)))
+        others = [f"end-{rank}" for rank in range(group.group_world_size or 1) if rank != group.group_rank]
+        with suppress(DistStoreError, RuntimeError):  # a node that is gone says nothing
+            store.wait(others, timedelta(seconds=_OTHERS_MAY_TAKE_S))
+        told = [json.loads(store.get(key)) for key in others if store.check([key])]
+        ends = [
+            NodeEnd(n, ranks, {int(rank): code for rank, code in codes.items()}) for n, ranks, codes in told
+        ]
+        return [own, *ends]
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._on_tick()
@@ -236,24 +278,6 @@ def _many_nodes(run_id: str, nodes: Nodes) -> RendezvousHandler:
         join_timeout=_RENDEZVOUS_TIMEOUT_S,
     )
     backend, store = create_backend(parameters)
+    if nodes.rank == 0:
+        nodes.publish(store.port)  # type: ignore[attr-defined]
     return create_handler(store, backend, parameters)
-
-
-@contextmanager
-def _plain_log(path: Path) -> Iterator[None]:
-    """torch's own words about processes, in a file: its formatter would import torch._dynamo, for seconds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing")]
-    before = [logger.propagate for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger, propagate in zip(loggers, before, strict=True):
-            logger.removeHandler(handler)
-            logger.propagate = propagate
-        handler.close()

@@ -33,6 +33,7 @@ class Failure:
     type: str = ""
     message: str = ""
     exit_code: int = 1
+    node: str | None = None  # where it happened, if known
 
     @property
     def killed(self) -> bool:
@@ -68,6 +69,11 @@ def first_failure(run: RunFolder, attempt: int, exit_codes: Mapping[int, int]) -
     if words:
         return _from_word(run, attempt, words[0])
     return Failure(0, "the workers ended without a word", run.log_path(attempt, 0))
+
+
+def failure_of(run: RunFolder, attempt: int) -> Failure | None:
+    """The exception that an attempt left word of; None where it left none."""
+    return first_failure(run, attempt, {}) if attempt and run.read_errors(attempt) else None
 
 
 def _was_pulled_down(word: WorkerError) -> bool:

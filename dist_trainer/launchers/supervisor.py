@@ -6,14 +6,14 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
 from dist_trainer.config.schema import LaunchConfig
-from dist_trainer.errors import FINISHED, STOPPED, LeftEarly
-from dist_trainer.launchers.failures import Failure, first_failure
+from dist_trainer.errors import FINISHED, STOPPED, FencedOut, LeftEarly
+from dist_trainer.launchers.failures import Failure, failure_of, first_failure
 from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.run_folder import RunFolder, State, Status
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
@@ -50,36 +50,70 @@ class Outcome:
     step: int | None  # stopped: the one that is saved, None where nothing is
     failure: Failure | None = None
     message: str = ""
+    run_again: bool = False  # another start may go better: the machine was wanted back, or it failed
+
+
+@dataclass(frozen=True)
+class NodeEnd:
+    """What one node's agent tells the others after a failure: its ranks, and the exit codes of failed ones."""
+
+    node: str
+    ranks: list[int]
+    codes: dict[int, int]
+
+
+Share = Callable[[NodeEnd], list[NodeEnd]]
 
 
 class Supervisor:
     """Watches the workers of one node over all attempts of one command."""
 
-    def __init__(self, run: RunFolder, config: LaunchConfig, *, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        config: LaunchConfig,
+        *,
+        report: Callable[[str], None],
+        leads: bool = True,
+        node: str = "",
+    ) -> None:
         self.requests = StopRequests()
         self.attempt = 0
+        self.share: Share = lambda own: [own]  # what the agents of all nodes tell each other after a failure
         self._run = run
         self._config = config
         self._report = report
         self._workers: list[Worker] = []
-        self._leads = True  # whether this node's agent writes for the others
+        self._leads = leads  # whether this node's agent writes for the others
+        self._node = node
         self._failure: Failure | None = None
-        self._failure_before: Failure | None = None
         self._gave_up_on_workers = False
         self._last_life: tuple[Beat | None, ...] = ()
         self._alive_at = 0.0
         self._status_before = run.read_status()
+        self._fence_before = run.highest_fence()
+        self._failure_before = failure_of(
+            run, self._fence_before
+        )  # of a launch before this one, if it failed
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether somebody else began a newer attempt: what this one does counts no more."""
+        return self._run.highest_fence() > max(self.attempt, self._fence_before)
 
     def take_fence(self) -> int:
-        """The number of the attempt that starts now; older attempts may no longer commit."""
+        """The number of the attempt that starts now; older attempts may no longer commit. May raise FencedOut."""
         self._status_before = self._run.read_status()
+        if self.is_superseded:
+            raise FencedOut(
+                f"run {self._run.path.name} went on elsewhere, in attempt {self._run.highest_fence()}"
+            )
         return self._run.new_fence({"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()})
 
-    def started(self, workers: list[Worker], *, leads: bool) -> None:
+    def started(self, workers: list[Worker]) -> None:
         """These are the workers of `attempt`."""
         self._workers = workers
-        self._leads = leads
-        self._failure_before, self._failure = self._failure, None
+        self._failure_before, self._failure = self._failure or self._failure_before, None
 
     def watch(self) -> Literal["running", "succeeded", "failed"]:
         """Look at the workers and pass on requests to stop. None is left here when the attempt has failed."""
@@ -98,7 +132,7 @@ class Supervisor:
             self._end_workers(at_once=True)
         elif failed:
             self._end_workers(at_once=False)
-            self._failure = first_failure(self._run, self.attempt, failed)
+            self._failure = self._first_failure(failed)
         elif self._must_leave():
             self._gave_up_on_workers = True
             self._end_workers(at_once=True)
@@ -106,6 +140,15 @@ class Supervisor:
             return "running"
         self._close_attempt()
         return "failed"
+
+    def _first_failure(self, codes: dict[int, int]) -> Failure:
+        """The same on every node, since each tells the others how its ranks ended."""
+        ranks = [worker.rank for worker in self._workers]
+        told = self.share(NodeEnd(self._node, ranks, codes))
+        everywhere = {rank: code for end in told for rank, code in end.codes.items()}
+        failure = first_failure(self._run, self.attempt, everywhere)
+        node = next((end.node for end in told if failure.rank in end.ranks), None)
+        return replace(failure, node=node or None)
 
     def may_restart(self, left: int) -> bool:
         """Whether another attempt makes sense; says so to the user where it does."""
@@ -127,6 +170,11 @@ class Supervisor:
         self._failure = self._failure or Failure(0, f"the other nodes are gone: {error}", log)
         self._close_attempt()
 
+    def fenced_out(self, error: FencedOut) -> None:
+        """Somebody else goes on with the run."""
+        log = self._run.log_path(self.attempt, 0)
+        self._failure = Failure(0, str(error), log, type=FencedOut.__name__, message=str(error))
+
     def stop_without_workers(self) -> None:
         """A request came between two attempts."""
         self._gave_up_on_workers = True
@@ -145,8 +193,9 @@ class Supervisor:
         if self._failure is None and not self._gave_up_on_workers:
             return self._success(self._run.read_status())
         outcome = self._judge(self._failure)
-        if self._leads:
-            self._run.write_status(Status(outcome.state, outcome.message, outcome.step))
+        if self._leads and not self.is_superseded:
+            again = outcome.state == "stopped" and outcome.run_again
+            self._run.write_status(Status(outcome.state, outcome.message, outcome.step, run_again=again))
         return outcome
 
     def _left_early(self) -> bool:
@@ -162,20 +211,24 @@ class Supervisor:
         return status.state == "running" or (status.state != "new" and status == self._status_before)
 
     def _success(self, status: Status) -> Outcome:
+        again = status.run_again or self.requests.wants_requeue
         if status.state == "stopped":
-            return Outcome("stopped", STOPPED, status.step)
+            return Outcome("stopped", STOPPED, status.step, run_again=again)
         if status.state != "finished" and self.requests.stopping:
-            return Outcome("stopped", STOPPED, self._saved_step())
+            return Outcome("stopped", STOPPED, self._saved_step(), run_again=again)
         return Outcome("finished", FINISHED, status.step)
 
     def _judge(self, failure: Failure | None) -> Outcome:
+        wanted_back, saved = self.requests.wants_requeue, self._saved_step
         if failure is None:
-            return Outcome("stopped", STOPPED, self._saved_step(), message="left at once, without saving")
+            message = "left at once, without saving"
+            return Outcome("stopped", STOPPED, saved(), message=message, run_again=wanted_back)
         if self.requests.stopping and failure.may_be_repeated:
             message = f"{failure.what}; stopped without saving"
-            return Outcome("stopped", STOPPED, self._saved_step(), failure, message)
+            return Outcome("stopped", STOPPED, saved(), failure, message, wanted_back)
         state: State = "do-not-requeue" if failure.exit_code == _NO_PROGRESS else "failed"
-        return Outcome(state, failure.exit_code, self._last_step(), failure, failure.what)
+        again = failure.may_be_repeated and not failure.repeats(self._failure_before)
+        return Outcome(state, failure.exit_code, self._last_step(), failure, failure.what, again)
 
     def _exit_codes(self) -> dict[int, int | None]:
         return {worker.rank: worker.process.exitcode for worker in self._workers}
@@ -219,6 +272,7 @@ class Supervisor:
                 "cause": "killed" if killed else outcome.state,
                 "exit_code": outcome.exit_code,
                 "error": outcome.message or None,
+                "node": self._failure.node if self._failure else None,
             }
         )
 
