@@ -16,7 +16,9 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,8 @@ class SweepFolder:
     def _sweep_path(self) -> Path:
         return self.path / "sweep.json"
 
-    def read(self) -> Sweep:
+    @cached_property
+    def sweep(self) -> Sweep:
         """sweep.json; UsageError where it was cut short as it was written."""
         try:
             fields = json.loads(self._sweep_path.read_text())
@@ -96,7 +99,7 @@ class SweepFolder:
 
     def cell(self, index: int) -> Cell:
         """One cell by its number; UsageError names those that there are."""
-        cells = self.read().cells
+        cells = self.sweep.cells
         if not 0 <= index < len(cells):
             raise UsageError(
                 f"sweep {self.path.name} has no cell {index}; its cells are 0 to {len(cells) - 1}"
@@ -111,9 +114,9 @@ class SweepFolder:
         """The cell's run; created if it is not there yet."""
         folder = self.folder_of(cell)
         if not (folder / "run.json").is_file():
-            RunFolder.create(
-                folder, cell.config, working_folder=self.read().working_folder, sweep=str(self.path)
-            )
+            with suppress(UsageError):  # another process was quicker
+                working_folder = self.sweep.working_folder
+                RunFolder.create(folder, cell.config, working_folder=working_folder, sweep=str(self.path))
         return RunFolder.open(folder)
 
     def log_path(self, cell: Cell) -> Path:

@@ -1,7 +1,8 @@
 """Whether every target of a configuration exists and takes its arguments, found out by importing it.
 
 This imports torch and the user's modules, so it runs in a child process:
-`python -m dist_trainer.config.check` reads a configuration on standard input and prints the problems as JSON.
+`python -m dist_trainer.config.check` reads configurations on standard input, as a JSON list of their YAML, and
+prints the problems of each as JSON.
 """
 
 import inspect
@@ -9,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +45,14 @@ def check_targets(config: Config) -> list[tuple[str, str]]:
 
 def check_in_child(config: Config) -> list[tuple[str, str]]:
     """`check_targets` in a process of its own. Raises ConfigError if a target's import ends that process."""
+    return check_all_in_child([config])[0]
+
+
+def check_all_in_child(configs: Sequence[Config]) -> list[list[tuple[str, str]]]:
+    """What is wrong with each configuration, with one process for all: torch is imported once."""
     child = subprocess.run(
         [sys.executable, "-m", "dist_trainer.config.check"],
-        input=write_yaml(config.model_dump()),
+        input=json.dumps([write_yaml(config.model_dump()) for config in configs]),
         capture_output=True,
         text=True,
         check=False,
@@ -54,18 +60,22 @@ def check_in_child(config: Config) -> list[tuple[str, str]]:
     if child.returncode:
         last = child.stderr.strip().rpartition("\n")[2]
         raise ConfigError(f"importing the targets ended the process with {child.returncode}: {last}")
-    return [(key, message) for key, message in json.loads(child.stdout)]
+    return [[(key, message) for key, message in found] for found in json.loads(child.stdout)]
 
 
 def main() -> None:
     """The child's side. What user modules print on import goes to standard error."""
     answer = os.dup(1)
     os.dup2(2, 1)
-    tree, _ = read_yaml(sys.stdin.read(), "standard input")
-    assert tree is not None, "the parent writes valid YAML"
-    problems = check_targets(Config.model_validate(tree.plain()))
+    found = [check_targets(_read(text)) for text in json.load(sys.stdin)]
     with os.fdopen(answer, "w") as stream:
-        json.dump(problems, stream)
+        json.dump(found, stream)
+
+
+def _read(text: str) -> Config:
+    tree, _ = read_yaml(text, "standard input")
+    assert tree is not None, "the parent writes valid YAML"
+    return Config.model_validate(tree.plain())
 
 
 def _sections(config: Config) -> Iterator[tuple[str, Targeted, Role]]:
