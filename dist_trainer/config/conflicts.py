@@ -1,6 +1,5 @@
 """Settings that are right alone and impossible together: each by the dotted key that has to change."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ LAUNCHER_VARIABLES = frozenset(
         *("MASTER_ADDR", "MASTER_PORT", "DIST_TRAINER_FENCE"),
     )
 )
-SLURM_TIME = re.compile(r"\d+(-\d+(:\d+){0,2})?|\d+(:\d+){1,2}")
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,6 @@ def config_conflicts(config: "Config") -> Iterator[Conflict]:
     if config.scheduler is not None:
         yield from _scheduler_conflicts(config, config.scheduler)
     yield from _watched_metrics(config)
-    time = config.slurm.time
-    if time is not None and not SLURM_TIME.fullmatch(str(time)):
-        yield Conflict("slurm.time", f"must be minutes, 24:00:00 or 2-12:00:00, got {time!r}")
 
 
 def _optimizer_conflicts(config: "Config") -> Iterator[Conflict]:

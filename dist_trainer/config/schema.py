@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dist_trainer.config.conflicts import Conflict, config_conflicts, refuse, settings_conflicts
+from dist_trainer.config.sbatch_options import slurm_conflicts
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 IMPORT_PATTERN = r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"
@@ -252,9 +253,9 @@ class SlurmConfig(Section):
     nodes: int = Field(default=1, ge=1)  # machines
     partition: str | None = None  # null: the cluster's default
     time: str | int | None = None  # minutes, 24:00:00 or 2-12:00:00
-    options: dict[str, str | int | float | bool | None] = {}  # any sbatch option
-    srun_options: dict[str, str | int | float | bool | None] = {}  # any srun option
-    setup: list[str] = []  # shell lines of a profile: modules, conda
+    options: dict[str, str | int | float | bool | None] = {}  # any other sbatch option; true is a flag
+    srun_options: dict[str, str | int | float | bool | None] = {}  # any other srun option
+    setup: list[str] = []  # shell lines, from a profile alone: modules, conda
 
 
 class Settings(Section):
@@ -293,4 +294,4 @@ class Config(Settings):
     slurm: SlurmConfig = SlurmConfig()
 
     def _conflicts(self) -> list[Conflict]:
-        return [*super()._conflicts(), *config_conflicts(self)]
+        return [*super()._conflicts(), *config_conflicts(self), *slurm_conflicts(self.slurm)]
