@@ -18,6 +18,7 @@ from dist_trainer.launchers.parent_death import AGENT_PID_VARIABLE, kill_me_with
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
 
+CODE_FOLDER_VARIABLE = "DIST_TRAINER_CODE_FOLDER"  # the snapshot that a job runs
 _PRELOAD = "dist_trainer.launchers.preload"
 _GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -180,9 +181,12 @@ def _last_beat(run: RunFolder, attempt: int, rank: int) -> Beat | None:
 
 
 def _enter(folder: Path) -> None:
-    """Where the configuration's relative paths and the user's own modules are."""
+    """Where the configuration's relative paths and the user's own modules are: modules of a job in its snapshot."""
     os.chdir(folder)
-    sys.path.insert(0, str(folder))
+    os.environ.pop(
+        "PYTHONSAFEPATH", None
+    )  # a job keeps the current folder out of ours, not out of the user's own
+    sys.path.insert(0, os.environ.get(CODE_FOLDER_VARIABLE) or str(folder))
 
 
 def _write_streams_to(path: Path) -> None:

@@ -28,6 +28,7 @@ class Ending:
     failure: Failure | None = None
     message: str = ""
     all_tracked: bool = True
+    run_again: bool = False  # another start may go better: see Outcome
 
     @property
     def checkpoints(self) -> str:

@@ -53,6 +53,7 @@ class JobRecord:
     source: Literal["squeue", "scontrol", "sacct"] = "squeue"
     name: str = ""
     submitted: float | None = None  # unix seconds; a requeue counts as a submission
+    preempted: bool = False  # its grace period runs: only scontrol tells
 
     @property
     def is_live(self) -> bool:
@@ -184,6 +185,7 @@ def _from_scontrol(text: str) -> JobRecord:
         source="scontrol",
         name=name[1] if name else "",
         submitted=_time(value("SubmitTime")),
+        preempted=_time(value("PreemptTime")) is not None,
     )
 
 

@@ -38,6 +38,11 @@ class StopRequests:
         """Whether the scheduler wants the machine back, and nobody wants an end."""
         return self.wanted == [signal.SIGUSR2]
 
+    @property
+    def ending(self) -> bool:
+        """Whether somebody asked for an end, whoever else wants the machine back."""
+        return signal.SIGTERM in self.wanted
+
     @contextmanager
     def interrupting(self) -> Iterator[None]:
         """Raise StopRequested at a request, and at once for one that came before: to wait for others meanwhile."""

@@ -1,6 +1,6 @@
 """The `train` command below the command line: which run, may it go on, launch it, say how it ended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from dist_trainer.config.load import Loaded, dump_config
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import FINISHED, STOPPED
 from dist_trainer.launchers import forkserver
+from dist_trainer.launchers.accompany import accompany
 from dist_trainer.launchers.existing import (
     ended_by_early_stopping,
     existing_run,
@@ -19,11 +20,8 @@ from dist_trainer.launchers.existing import (
     move_aside,
     rewrite_config,
 )
-from dist_trainer.launchers.progress import Progress
 from dist_trainer.launchers.results import Ending, show_error, show_json, show_json_error, show_results
 from dist_trainer.launchers.signals import StopRequests
-from dist_trainer.launchers.supervisor import Outcome
-from dist_trainer.launchers.tracking import Tracking
 from dist_trainer.launchers.workers import count_workers, fed_by_batch, gpus_by_driver
 from dist_trainer.run_folder import RunFolder
 
@@ -71,46 +69,10 @@ def train(
             stack.enter_context(run.lock())
         else:
             rewrite_config(run, config)
-        ending = _launch(
+        ending = accompany(
             partial(agent.launch, run, config, workers=count, entry=entry), run, config, requests, console
         )
     return _show(ending, console, as_json)
-
-
-def _launch(
-    launch: Callable[..., Outcome], run: RunFolder, config: Config, requests: StopRequests, console: Console
-) -> Ending:
-    progress, tracking = Progress(run, console), Tracking(run, config.tracking)
-
-    def tick() -> None:
-        progress.tick()
-        tracking.start_when_training(progress.say)
-
-    try:
-        outcome = launch(requests=requests, on_tick=tick, report=progress.report)
-    finally:
-        progress.close()
-        asked_before = requests.stopping
-        tracking.finish(
-            progress.say, hurry=lambda: requests.urgent or (requests.stopping and not asked_before)
-        )
-    return _ending(run, config, outcome, tracking)
-
-
-def _ending(run: RunFolder, config: Config, outcome: Outcome, tracking: Tracking) -> Ending:
-    status = run.read_status()
-    finished = outcome.state == "finished"
-    return Ending(
-        run=run,
-        config=config,
-        state=outcome.state,
-        exit_code=outcome.exit_code,
-        step=status.step if outcome.step is None else outcome.step,
-        results=status.results if finished else {},
-        failure=outcome.failure,
-        message=outcome.message,
-        all_tracked=tracking.all_sent,
-    )
 
 
 def _show(ending: Ending, console: Console, as_json: bool) -> int:
