@@ -12,7 +12,9 @@ from dist_trainer.config.conflicts import Conflict
 if TYPE_CHECKING:
     from dist_trainer.config.schema import SlurmConfig
 
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")  # an #SBATCH line has no continuation: a line break begins another one
+UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f]"
+)  # an #SBATCH line has no continuation: a line break begins another one
 MAX_LENGTH = 4000  # sbatch reads a value into a buffer of 8192 bytes and does not look at its end
 DEFAULT_SIGNAL_S = 120
 _TIME = re.compile(r"[0-9]+(-[0-9]+(:[0-9]+){0,2})?|[0-9]+(:[0-9]+){1,2}")
@@ -126,7 +128,9 @@ def _signal_conflicts(slurm: "SlurmConfig") -> Iterator[Conflict]:
         return
     if not _SIGNAL.fullmatch(str(wanted)):
         message = f"must be USR2@ and the seconds before the time limit, as in USR2@{DEFAULT_SIGNAL_S}, got {wanted!r}"
-        yield Conflict("slurm.options.signal", f"{message}: it goes to every agent, and stops and saves the run")
+        yield Conflict(
+            "slurm.options.signal", f"{message}: it goes to every agent, and stops and saves the run"
+        )
         return
     if slurm.time is None or not _TIME.fullmatch(str(slurm.time)):
         return
