@@ -24,7 +24,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _OUTPUT = "what a job prints is in the run folder: dist-trainer logs"
 _TASKS = "each node has one task, the agent of its workers: launch.workers_per_node"
 _IS_SENT = "dist-trainer submit sends the job"
-_NOT_TAKEN = {
+NOT_TAKEN = {
     "nodes": "give slurm.nodes",
     "partition": "give slurm.partition",
     "time": "give slurm.time",
@@ -44,7 +44,7 @@ _NOT_TAKEN = {
     ),
 }
 _NOT_TAKEN_BY_SRUN = {
-    **_NOT_TAKEN,
+    **NOT_TAKEN,
     "export": "launch.env sets variables of the workers",
     "kill-on-bad-exit": "it is always on: the other agents end with the one that failed",
     "unbuffered": "it is always on",
@@ -59,7 +59,7 @@ def slurm_conflicts(slurm: "SlurmConfig") -> Iterator[Conflict]:
         yield Conflict("slurm.time", f"must be minutes, 24:00:00 or 2-12:00:00, got {slurm.time!r}")
     if slurm.partition is not None and (problem := value_problem(slurm.partition)):
         yield Conflict("slurm.partition", problem)
-    yield from _option_conflicts("slurm.options", slurm.options, _NOT_TAKEN)
+    yield from _option_conflicts("slurm.options", slurm.options, NOT_TAKEN)
     yield from _option_conflicts("slurm.srun_options", slurm.srun_options, _NOT_TAKEN_BY_SRUN)
     yield from _signal_conflicts(slurm)
     for number, line in enumerate(slurm.setup):
@@ -113,9 +113,12 @@ def _option_conflicts(
         key = f"{section}.{name}"
         plain = name.strip("-").replace("_", "-").lower()
         if not _NAME.fullmatch(name):
-            known = f"; write {plain}" if _NAME.fullmatch(plain) else ""
-            where = section if UNPRINTABLE.search(name) else key
-            yield Conflict(where, f"is no name of an option, got {name!r}{known}")
+            if _NAME.fullmatch(plain):
+                yield Conflict(
+                    key, f"must be written {plain}, as in sbatch --help without the dashes in front"
+                )
+            else:
+                yield Conflict(section, f"must have names as in sbatch --help, got {name!r}")
         elif name in not_taken:
             yield Conflict(key, f"belongs to the launcher: {not_taken[name]}")
         elif not isinstance(value, bool | None) and (problem := value_problem(value)):
@@ -127,7 +130,9 @@ def _signal_conflicts(slurm: "SlurmConfig") -> Iterator[Conflict]:
     if wanted is None or wanted is False:
         return
     if not _SIGNAL.fullmatch(str(wanted)):
-        message = f"must be USR2@ and the seconds before the time limit, as in USR2@{DEFAULT_SIGNAL_S}, got {wanted!r}"
+        message = (
+            f"must be USR2@ and seconds before the time limit, as in USR2@{DEFAULT_SIGNAL_S}, got {wanted!r}"
+        )
         yield Conflict(
             "slurm.options.signal", f"{message}: it goes to every agent, and stops and saves the run"
         )
