@@ -1,0 +1,83 @@
+"""The commands about runs that SLURM trains: how they stand, what they print, and how to stop them."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from dist_trainer.cli.words import RUNS, SETTINGS, Json, Run, Runs, exit_with, find, print_json
+
+app = typer.Typer(**SETTINGS)
+
+
+@app.command()
+def jobs(
+    run: Annotated[str | None, typer.Argument(help="Show this run in detail, with every attempt.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Finished runs too, and jobs of yours that belong to no run here.")
+    ] = False,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Show how runs and their jobs stand."""
+    from rich.console import Console
+
+    from dist_trainer.launchers.job_list import Queue, list_jobs, stand_in_queue
+
+    console = Console()
+    if run is None:
+        from dist_trainer.launchers.job_table import show_jobs
+
+        listing = list_jobs(runs, every=every)
+        print_json(listing.as_json()) if as_json else show_jobs(listing, console, where=str(runs))
+        return
+    from dist_trainer.launchers.job_detail import detail_as_json, show_detail
+
+    found, queue = find(run, runs), Queue()
+    row = stand_in_queue(found, queue)
+    if as_json:
+        print_json({**detail_as_json(found, row), "problem": queue.problem or None})
+    else:
+        show_detail(found, row, console, problem=queue.problem)
+
+
+@app.command()
+def logs(
+    run: Run,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on printing until the run ends.")
+    ] = False,
+    rank: Annotated[
+        str, typer.Option(metavar="N", help="A rank's number, or agent for what the nodes' agents print.")
+    ] = "0",
+    attempt: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="An earlier attempt; default: the newest.")
+    ] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Print what a rank of a run has printed."""
+    from dist_trainer.launchers.log_files import rank_of
+    from dist_trainer.launchers.logs import show_logs
+
+    exit_with(show_logs(find(run, runs), rank=rank_of(rank), attempt=attempt, follow=follow))
+
+
+@app.command()
+def cancel(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, by folder or by name.")],
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Stop runs that SLURM trains or is to train; what trains saves first."""
+    found = [find(name, runs) for name in names]
+    from dist_trainer.launchers.cancel import cancel_run
+    from dist_trainer.launchers.job_list import Queue
+
+    queue = Queue()
+    answers = [cancel_run(run, queue) for run in found]
+    if as_json:
+        print_json({"runs": [asdict(answer) for answer in answers]})
+    for answer in answers:
+        if not as_json or answer.exit_code:
+            typer.echo(answer.message, err=bool(answer.exit_code))
+    exit_with(max(answer.exit_code for answer in answers))

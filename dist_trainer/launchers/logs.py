@@ -1,0 +1,141 @@
+"""Prints a run's logs, and follows them over attempts until the run has ended."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from dist_trainer.launchers.job_list import Queue, stand_in_queue
+from dist_trainer.launchers.log_files import logs_of, newest_attempt, no_log
+from dist_trainer.launchers.standing import WAITING, Standing
+from dist_trainer.run_folder import RunFolder
+
+_LOOK_EVERY_S = 0.3
+_ASK_EVERY_S = 10.0  # squeue is not for polling
+_ENDING_ASK_EVERY_S = 2.0
+_BLOCK = 1 << 20
+
+
+def show_logs(run: RunFolder, *, rank: int | None, attempt: int | None, follow: bool) -> int:
+    """Print the log of a rank, or of the agents where `rank` is None; the command's exit code.
+
+    UsageError where there is no such log, and none will come by itself.
+    """
+    printer = _Printer()
+    shown = printer.print_new(logs_of(run, rank, attempt))
+    may_come = attempt is None and (rank is None or newest_attempt(run) == 0)
+    if not shown or follow or not _is_told(run):
+        now = stand_in_queue(run, Queue())
+        if not shown and not (may_come and now.is_live):
+            raise no_log(run, rank, attempt)
+        if not follow and attempt is None and (now.state in WAITING or not shown):
+            _say(("\n" if shown else "") + _what_it_waits_for(now))
+    if not follow:
+        return 0
+    try:
+        _Follower(run, rank, attempt, printer).follow()
+    except KeyboardInterrupt:
+        _say("\nno longer following; the run goes on as it was")
+    return 0
+
+
+@dataclass
+class _Printer:
+    """Copies what is new in files to standard output; a line says where another file begins."""
+
+    out: BinaryIO = field(default_factory=lambda: sys.stdout.buffer)
+    read: dict[Path, int] = field(default_factory=dict)
+    last: Path | None = None
+
+    def print_new(self, paths: list[Path]) -> bool:
+        """Print what was appended since the last time; whether there was any file."""
+        for path in paths:
+            self._copy(path)
+        return bool(paths)
+
+    def _copy(self, path: Path) -> None:
+        with path.open("rb") as file:
+            file.seek(self.read.get(path, 0))
+            block = file.read(_BLOCK)
+            if (block or path not in self.read) and path != self.last:
+                _say(f"{'' if self.last is None else chr(10)}==> {path} <==")
+                self.last = path
+            while block:
+                self.out.write(block)
+                block = file.read(_BLOCK)
+            self.read[path] = file.tell()
+        self.out.flush()
+
+
+class _Follower:
+    """Goes on printing until nothing more can come."""
+
+    def __init__(self, run: RunFolder, rank: int | None, attempt: int | None, printer: _Printer) -> None:
+        self._run, self._rank, self._attempt, self._printer = run, rank, attempt, printer
+        self._newest = newest_attempt(run)
+        self._status = ""
+        self._told = ""
+        self._asked = 0.0
+        self._now: Standing | None = None
+
+    def follow(self) -> None:
+        """Return when the run, or the attempt that was asked for, is over and printed."""
+        while True:
+            now = self._ask_if_due()
+            number = newest_attempt(self._run)  # before the last look at the files: nothing is missed
+            self._print_all(number)
+            if not now.is_live:
+                return _say(f"\n{_how_it_stands(now)}")
+            if self._attempt is not None and number > self._attempt:
+                return _say(f"\nattempt {self._attempt} is over; the run went on in attempt {number}")
+            time.sleep(_LOOK_EVERY_S)
+
+    def _print_all(self, number: int) -> None:
+        if self._attempt is not None or self._rank is None:
+            self._printer.print_new(logs_of(self._run, self._rank, self._attempt))
+            return
+        for attempt in range(max(1, self._newest), number + 1):  # each to its end
+            if attempt > self._newest > 0:
+                _say(f"\nattempt {attempt} has begun")
+            self._printer.print_new(logs_of(self._run, self._rank, attempt))
+        self._newest = number
+
+    def _ask_if_due(self) -> Standing:
+        """How the run stands: asked for anew at times, and when its status changes."""
+        status = self._run.read_status().state
+        ending = self._now is not None and self._now.state == "ending"
+        every = _ENDING_ASK_EVERY_S if ending else _ASK_EVERY_S
+        if self._now is None or status != self._status or time.monotonic() - self._asked >= every:
+            self._now = stand_in_queue(self._run, Queue())
+            self._status, self._asked = status, time.monotonic()
+            if self._now.state in WAITING:
+                self._tell(_what_it_waits_for(self._now))
+        return self._now
+
+    def _tell(self, text: str) -> None:
+        if text != self._told:
+            _say(f"\n{text}")
+        self._told = text
+
+
+def _is_told(run: RunFolder) -> bool:
+    """Whether the log at hand is the newest for sure."""
+    return run.read_status().state in ("running", "finished")
+
+
+def _what_it_waits_for(now: Standing) -> str:
+    if now.state in WAITING:
+        return f"job {now.job} has not begun yet{' again' if now.attempts else ''} ({now.state}): {now.note}"
+    return f"run {now.run} has no log yet: its workers are just starting"
+
+
+def _how_it_stands(now: Standing) -> str:
+    step = f" at step {now.step}" if now.step is not None else ""
+    return f"run {now.run}: {now.state}{step}{f'; {now.note}' if now.note else ''}"
+
+
+def _say(text: str) -> None:
+    """A line of ours, in order with the log's."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
