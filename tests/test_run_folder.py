@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.errors import UsageError
 from dist_trainer.adapters.git import code_version
+from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder, Status, find_run
 
 HOLD = """
@@ -222,3 +222,35 @@ def test_the_code_version_names_the_commit_and_whether_it_was_changed(tmp_path: 
 def test_the_module_needs_no_torch() -> None:
     code = "import sys, dist_trainer.run_folder; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+HOLD = """
+import sys, time
+from dist_trainer.run_folder import RunFolder
+with RunFolder.open(sys.argv[1]).lock(job="7"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_holder_of_a_lock_is_named_by_its_job_and_passed_over_once_that_is_over(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs" / "test", "", working_folder=tmp_path)
+    with subprocess.Popen([sys.executable, "-c", HOLD, run.path], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout
+            assert holder.stdout.readline() == b"held\n"
+            asked: list[str] = []
+            with (
+                pytest.raises(UsageError, match=r"by SLURM job 7 .*dist-trainer cancel test"),
+                run.lock(job="8"),
+            ):
+                pass
+            with run.lock(job="8", job_is_over=lambda job: not asked.append(job)):
+                owner = json.loads((run.path / "run.lock").read_text())
+                assert (owner["job"], owner["pid"]) == ("8", os.getpid())
+                assert holder.poll() is None
+            assert asked == ["7"]
+        finally:
+            holder.kill()
+    with run.lock():
+        pass

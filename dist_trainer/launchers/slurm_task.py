@@ -8,6 +8,7 @@ line, which runs when srun has returned, gives the job back to the queue.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """The task's exit code: the run's own on the first node, 0 on others; batch script: that of the job."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # so it stays once nobody listens: the end is near then anyway
     with StopRequests().listening() as requests:
         from dist_trainer.errors import DistTrainerError
         from dist_trainer.launchers.slurm_node import after_srun, run_node
