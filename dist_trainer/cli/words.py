@@ -69,11 +69,16 @@ RUNS = Path("runs")
 
 
 def load(arguments: list[str]) -> "Loaded":
-    """What has an equals sign and is no file is a single value."""
+    """The configuration that the arguments mean."""
     from dist_trainer.config.load import load_config
 
+    return load_config(*split(arguments))
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Files and single values: what has an equals sign and is no file is a single value."""
     values = [text for text in arguments if "=" in text and not _is_there(text)]
-    return load_config([text for text in arguments if text not in values], values)
+    return [text for text in arguments if text not in values], values
 
 
 def _is_there(path: str) -> bool:

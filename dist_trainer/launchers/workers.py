@@ -34,6 +34,20 @@ def fed_by_batch(count: int, config: Config) -> int:
 
 def gpus_by_driver() -> int:
     """A guess that needs no torch; it only divides the cores among workers."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(_visible_by_driver())
+
+
+def share_of_gpus(slot: int, slots: int) -> dict[str, str]:
+    """The variable that leaves each of `slots` trainings its part of the visible GPUs; with fewer GPUs than
+    trainings some share one."""
+    names = _visible_by_driver()
+    if slots < 2 or not names:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[slot::slots] or [names[slot % len(names)]])}
+
+
+def _visible_by_driver() -> list[str]:
     there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return there if listed is None else min(there, len([name for name in listed.split(",") if name]))
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(there)) if listed is None else filter(None, listed.split(","))
+    return list(names)[:there]

@@ -116,6 +116,19 @@ def history(path: Path) -> dict[str, dict[int, float]]:
     return values
 
 
+def metric_history(path: Path, metric: str) -> dict[int, float]:
+    """One metric's values by step, oldest first; only the lines that have it are parsed."""
+    values: dict[int, float] = {}
+    mark = json.dumps(metric).encode()
+    if path.exists():
+        with path.open("rb") as file:
+            records = (record for line in file if mark in line for record in whole_lines(line))
+            for record in records:
+                if record["kind"] == "metrics" and metric in record["values"]:
+                    values[record["step"]] = float(record["values"][metric])
+    return dict(sorted(values.items()))
+
+
 def last_saved_step(path: Path) -> int | None:
     """The step of the checkpoint that the next attempt goes on from, by rank 0's journal; None without one."""
     last = _last_event(path, "saved", "started")

@@ -1,0 +1,164 @@
+"""The `sweep` commands below the command line: begin one, see how it stands, run what is missing, name the best."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dist_trainer.config.schema import BestConfig
+from dist_trainer.errors import FINISHED, UsageError
+from dist_trainer.launchers import scheduler
+from dist_trainer.launchers.sweep_local import LocalSweep
+from dist_trainer.launchers.sweep_plan import freeze, refuse_existing
+from dist_trainer.launchers.sweep_rows import Row, rows, wanted_metric
+from dist_trainer.launchers.sweep_screen import SweepScreen, in_folder, print_cells, print_rows
+from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where and how cells are to run, and what is shown of it."""
+
+    local: bool = False  # here, though there is SLURM
+    parallel: int | None = None  # at a time; None: one here, all of them in SLURM
+    only: int | None = None  # this cell alone
+    dry_run: bool = False
+    runs: Path = RUNS
+    as_json: bool = False
+
+    @property
+    def console(self) -> Console:
+        """Where the words go; nowhere where a script wants one object."""
+        return Console(quiet=self.as_json, highlight=False)
+
+
+def begin(sweep: Sweep, way: Way) -> int:
+    """Freeze the sweep and run it; the command's exit code."""
+    refuse_existing(sweep, way.runs)
+    cells = _chosen(sweep.cells, way, sweep.name)
+    if way.dry_run:
+        return _preview(sweep, cells, way)
+    folder = freeze(sweep, way.runs)
+    way.console.print(f"sweep {sweep.name}: {len(sweep.cells)} cells in {folder.path}", soft_wrap=True)
+    return _run(folder, cells, way)
+
+
+def resume(folder: SweepFolder, way: Way) -> int:
+    """Run the cells that are not finished and that nobody is about to run; the command's exit code."""
+    sweep, console = folder.sweep, way.console
+    metric = wanted_metric(folder)
+    found = rows(folder, metric)
+    missing = [row.cell for row in found if row.is_missing]
+    live = [row for row in found if row.standing.is_live]
+    cells = _chosen(missing, way, sweep.name)
+    if live:
+        console.print(f"{len(live)} cells are being run already; they are left alone", soft_wrap=True)
+    if not cells:
+        what = "misses nothing" if live else "is finished"
+        console.print(f"sweep {sweep.name} {what}: {_next(folder, found)}", soft_wrap=True)
+        if way.as_json:
+            _print_json(folder, found, FINISHED, metric)
+        return FINISHED
+    if way.dry_run:
+        return _preview(sweep, cells, way)
+    return _run(folder, cells, way)
+
+
+def status(folder: SweepFolder, *, as_json: bool) -> int:
+    """Show every cell."""
+    metric = wanted_metric(folder)
+    found = rows(folder, metric)
+    if as_json:
+        _print_json(folder, found, FINISHED, metric)
+        return FINISHED
+    console = Console(highlight=False)
+    print_rows(folder.sweep, found, metric, console)
+    console.print(_next(folder, found), markup=False, soft_wrap=True)
+    return FINISHED
+
+
+def _run(folder: SweepFolder, cells: Sequence[Cell], way: Way) -> int:
+    if not way.local and scheduler.is_there():
+        from dist_trainer.launchers.sweep_submit import submit
+
+        return submit(folder, cells, parallel=way.parallel, as_json=way.as_json)
+    return _run_here(folder, cells, way)
+
+
+def _run_here(folder: SweepFolder, cells: Sequence[Cell], way: Way) -> int:
+    metric, console = wanted_metric(folder), way.console
+    screen = SweepScreen(folder.sweep, metric, console)
+    code = LocalSweep(folder, screen, parallel=way.parallel or 1).run(cells)
+    found = rows(folder, metric)
+    if way.as_json:
+        _print_json(folder, found, code, metric)
+        return code
+    print_rows(folder.sweep, found, metric, console)
+    console.print(_next(folder, found), markup=False, soft_wrap=True)
+    return code
+
+
+def _chosen(cells: Sequence[Cell], way: Way, name: str) -> Sequence[Cell]:
+    if way.only is None:
+        return cells
+    chosen = [cell for cell in cells if cell.index == way.only]
+    if not chosen:
+        there = ", ".join(str(cell.index) for cell in cells[:20]) or "none"
+        raise UsageError(f"--only {way.only}: sweep {name} has no such cell to run; there is {there}")
+    return chosen
+
+
+def _preview(sweep: Sweep, cells: Sequence[Cell], way: Way) -> int:
+    slurm = not way.local and scheduler.is_there()
+    script = None
+    if slurm:
+        from dist_trainer.launchers.sweep_submit import preview
+
+        script = preview(sweep, cells, runs=way.runs, parallel=way.parallel)
+    if way.as_json:
+        shown = [{"index": cell.index, "run": cell.run, "values": cell.values} for cell in cells]
+        print(json.dumps({"sweep": sweep.name, "dry_run": True, "cells": shown, "script": script}, indent=2))
+        return FINISHED
+    print_cells(sweep, cells, way.console)
+    if script:
+        sys.stdout.write(f"\n{script}")
+    where = "SLURM" if slurm else "this machine"
+    way.console.print(f"{len(cells)} cells for {where}; nothing was made or started", soft_wrap=True)
+    return FINISHED
+
+
+def _next(folder: SweepFolder, found: Sequence[Row]) -> str:
+    """What to do next, in words and as a command."""
+    what, verb = "how it stands", "status"
+    if any(row.is_missing for row in found):
+        what, verb = "to run what is missing", "resume"
+    elif all(row.is_finished for row in found):
+        what, verb = "the best of them", "best"
+    return f"{what}: dist-trainer sweep {verb} {folder.path.name}{in_folder(folder.path.parent)}"
+
+
+def _print_json(folder: SweepFolder, found: Sequence[Row], code: int, metric: BestConfig) -> None:
+    content: dict[str, Any] = {
+        "sweep": folder.path.name,
+        "folder": str(folder.path),
+        "state": _state(found),
+        "exit_code": code,
+        "metric": metric.metric,
+        "mode": metric.mode,
+        "cells": [row.as_json() for row in found],
+    }
+    print(json.dumps(content, indent=2, default=str))
+
+
+def _state(found: Sequence[Row]) -> str:
+    if any(row.standing.is_live for row in found):
+        return "running"
+    if all(row.is_finished for row in found):
+        return "finished"
+    return "failed" if any(row.standing.state in ("failed", "do-not-requeue") for row in found) else "stopped"
