@@ -224,7 +224,7 @@ def test_the_module_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-HOLD = """
+HELD_BY_A_JOB = """
 import sys, time
 from dist_trainer.run_folder import RunFolder
 with RunFolder.open(sys.argv[1]).lock(job="7"):
@@ -235,7 +235,7 @@ with RunFolder.open(sys.argv[1]).lock(job="7"):
 
 def test_the_holder_of_a_lock_is_named_by_its_job_and_passed_over_once_that_is_over(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "runs" / "test", "", working_folder=tmp_path)
-    with subprocess.Popen([sys.executable, "-c", HOLD, run.path], stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen([sys.executable, "-c", HELD_BY_A_JOB, run.path], stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout
             assert holder.stdout.readline() == b"held\n"
