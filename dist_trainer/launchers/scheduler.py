@@ -25,6 +25,7 @@ _LIVE = {
     *("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"),
     *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "RESV_DEL_HOLD"),
 }
+_ELEMENT = re.compile(r"_\d+$")
 _UNKNOWN_JOB = re.compile(r"invalid job id|no such job|job not found", re.IGNORECASE)
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|accounting_storage/none", re.IGNORECASE)
 _REFUSED = re.compile(
@@ -215,10 +216,13 @@ def _from_sacct(job: str, *options: str) -> list[JobRecord]:
 
 
 def _pick(job: str, records: Sequence[JobRecord]) -> JobRecord | None:
-    """The job itself; of an array as a whole an element that lives, else the last."""
-    exact = [record for record in records if record.job == job]
-    live = [record for record in records if record.is_live]
-    found = exact or live or records
+    """The job itself; of an array as a whole an element that lives, of an element that waits its array's line."""
+    if "_" in job:
+        found = [record for record in records if record.job == job]
+        found = found or [record for record in records if not _ELEMENT.search(record.job)]
+    else:
+        live = [record for record in records if record.is_live]
+        found = [record for record in records if record.job == job] or live or list(records)
     return found[-1] if found else None
 
 
@@ -244,9 +248,11 @@ def _act(*command: str) -> None:
         raise
 
 
-def _run(command: Sequence[str], *, none: re.Pattern[str] | None = None, within_s: float = _ASK_S) -> str:
+def _run(
+    command: Sequence[str], *, none: re.Pattern[str] | None = None, within_s: float | None = None
+) -> str:
     """A command's output; "" where it fails with what `none` matches: then it is an answer."""
-    name = command[0]
+    name, within_s = command[0], within_s or _ASK_S
     if shutil.which(name) is None:
         raise SchedulerUnavailable(NO_SLURM)
     try:
@@ -261,7 +267,7 @@ def _run(command: Sequence[str], *, none: re.Pattern[str] | None = None, within_
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        raise SchedulerUnavailable(f"{name} did not answer within {within_s:.0f} s") from None
+        raise SchedulerUnavailable(f"{name} did not answer within {within_s:g} s") from None
     said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
     if none is not None and none.search(said):
         return ""
