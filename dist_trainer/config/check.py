@@ -10,8 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dist_trainer.config.arguments import Targeted, is_used_itself, misfits, parameters_of, parts
@@ -50,26 +52,57 @@ def check_in_child(config: Config) -> list[tuple[str, str]]:
 
 def check_all_in_child(configs: Sequence[Config]) -> list[list[tuple[str, str]]]:
     """What is wrong with each configuration, with one process for all: torch is imported once."""
+    return import_in_child(configs).problems
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a child found: for each configuration (dotted key, message) pairs, and the modules that came along.
+
+    `modules` are (name, file) of those that are not installed: the code of the user's.
+    """
+
+    problems: list[list[tuple[str, str]]]
+    modules: list[tuple[str, Path]]
+
+
+def import_in_child(configs: Sequence[Config], folder: Path | None = None) -> Imported:
+    """Import every target of the configurations in one process, in `folder` or here."""
     child = subprocess.run(
         [sys.executable, "-m", "dist_trainer.config.check"],
         input=json.dumps([write_yaml(config.model_dump()) for config in configs]),
         capture_output=True,
         text=True,
         check=False,
+        cwd=folder,
     )
     if child.returncode:
         last = child.stderr.strip().rpartition("\n")[2]
         raise ConfigError(f"importing the targets ended the process with {child.returncode}: {last}")
-    return [[(key, message) for key, message in found] for found in json.loads(child.stdout)]
+    found = json.loads(child.stdout)
+    problems = [[(key, message) for key, message in each] for each in found["problems"]]
+    return Imported(problems, [(name, Path(file)) for name, file in found["modules"]])
 
 
 def main() -> None:
     """The child's side. What user modules print on import goes to standard error."""
     answer = os.dup(1)
     os.dup2(2, 1)
-    found = [check_targets(_read(text)) for text in json.load(sys.stdin)]
+    if sys.flags.safe_path:  # as in a job of ours: the user's modules are in the current folder all the same
+        sys.path.insert(0, str(Path.cwd()))
+    problems = [check_targets(_read(text)) for text in json.load(sys.stdin)]
     with os.fdopen(answer, "w") as stream:
-        json.dump(found, stream)
+        json.dump({"problems": problems, "modules": list(_own_modules())}, stream)
+
+
+def _own_modules() -> Iterator[tuple[str, str]]:
+    """Those that come neither with Python nor out of an environment's site-packages."""
+    python = sysconfig.get_path("stdlib")
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "")
+        installed = {"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(python)
+        if path.is_absolute() and not installed and name not in ("__main__", "__mp_main__"):
+            yield name, str(path)
 
 
 def _read(text: str) -> Config:

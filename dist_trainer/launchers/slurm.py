@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from dist_trainer.config.sbatch_options import UNPRINTABLE, given, signal_before_s
 from dist_trainer.config.schema import Config, SlurmConfig
@@ -61,16 +62,16 @@ def make_script(
     working_folder: Path,
     arguments: Sequence[str],
     code: Code | None = None,
-    array: int | None = None,
+    array: Sequence[int] | None = None,
     parallel: int | None = None,
 ) -> str:
-    """The batch script of a run, or of an array of `array` elements, `parallel` of them at a time.
+    """The batch script of a run, or of an array of the elements with these numbers, `parallel` of them at a time.
 
     `arguments` are those of slurm_task. Raises UsageError for a folder that no script can name.
     """
     from submitit.slurm.slurm import _make_sbatch_string
 
-    task = [sys.executable, "-m", TASK]
+    task, nothing = [sys.executable, "-m", TASK], cast(Any, None)  # instead of submitit's own defaults
     _check_folders([log_folder, working_folder, Path(sys.executable), *map(Path, arguments)], log_folder)
     text: str = _make_sbatch_string(
         command=shlex.join([*task, *arguments]),
@@ -78,14 +79,13 @@ def make_script(
         job_name=config.name,
         nodes=config.slurm.nodes,
         ntasks_per_node=1,
-        time=None,
-        wckey=None,
+        time=nothing,
+        wckey=nothing,
         setup=_setup(config.slurm, code),
         teardown=[f'{shlex.join(task)} --after "$?" {shlex.join(arguments)}'],
         stderr_to_stdout=True,
-        map_count=array,
-        array_parallelism=parallel or array,
-        additional_parameters=_sbatch_options(config.slurm, working_folder),
+        map_count=None if array is None else len(array),
+        additional_parameters={**_sbatch_options(config.slurm, working_folder), **_array(array, parallel)},
         srun_args=[*_ONE_TASK_A_NODE, *_srun_options(config.slurm)],
     )
     return f"{text}\n"
@@ -138,6 +138,20 @@ def _sbatch_options(slurm: SlurmConfig, working_folder: Path) -> dict[str, str |
     return {
         name: value if value is True else str(value).replace("\\", "\\\\") for name, value in options.items()
     }
+
+
+def _array(numbers: Sequence[int] | None, parallel: int | None) -> dict[str, str]:
+    """0-3,7%2: as short as it can be, since sbatch reads no long lines."""
+    if numbers is None:
+        return {}
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = (f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return {"array": ",".join(parts) + (f"%{parallel}" if parallel else "")}
 
 
 def _srun_options(slurm: SlurmConfig) -> list[str]:
