@@ -7,17 +7,20 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint examples format reference clean
+.PHONY: help demo test test-slurm lint examples format reference clean
 
 help:  ## What there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1|/' | column -t -s '|' 2>/dev/null \
-	  || grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST)
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1|/' | column -t -s '|' 2>/dev/null \
+	  || grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## Set up, then train the quickstart: handwritten digits, under a minute
 	$(BIN)/dist-trainer train configs/quickstart.yaml
 
-test: lint  ## Set up, then ruff, mypy and every test but the long ones
-	$(BIN)/python -m pytest -n 3 -m "not examples"
+test: lint  ## Set up, then ruff, mypy and every test but the long ones and SLURM's
+	$(BIN)/python -m pytest -n 3 -m "not examples and not slurm"
+
+test-slurm: $(DEV_READY)  ## Set up, then the tests against the SLURM of slurm/local/up, one after another
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .
