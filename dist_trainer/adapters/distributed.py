@@ -4,7 +4,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -29,13 +29,16 @@ LAST_WORD_S = 10.0  # how long a failing rank 0 stays to tell the others why
 class Group:
     """The ranks of one attempt, with a gloo side group for the few integers that ranks agree on."""
 
-    def __init__(self, place: Place, device: torch.device, fence: int, side: dist.ProcessGroup) -> None:
+    def __init__(
+        self, place: Place, device: torch.device, fence: int, side: dist.ProcessGroup, store: PrefixStore
+    ) -> None:
         self.place = place
         self.rank = place.rank
         self.world_size = place.world_size
         self.device = device
         self.fence = fence
         self._side = side
+        self._store = store
 
     @property
     def is_rank_zero(self) -> bool:
@@ -124,6 +127,17 @@ class Group:
                 busy.fill_(is_busy())
             dist.broadcast(busy, src=0, group=self._side)
 
+    def tell(self, word: str) -> None:
+        """Leave a word for the other ranks of this attempt. Not collective."""
+        with suppress(RuntimeError):  # the store's host is gone, and with it all need for words
+            self._store.set(word, "")
+
+    def is_told(self, word: str) -> bool:
+        """Whether a rank has left this word. Not collective; about 0.1 ms."""
+        with suppress(RuntimeError):
+            return bool(self._store.check([word]))
+        return False
+
     def barrier(self) -> None:
         """Wait for every rank, over gloo. Collective."""
         dist.barrier(group=self._side)
@@ -164,9 +178,10 @@ def join(wanted_device: str, *, timeout_s: float, take_fence: Callable[[], int] 
     timeout = timedelta(seconds=2 * timeout_s)
     store = _open_store(place, timeout)
     fence, start = _agree_on_start(place, store, take_fence or (lambda: 0), timeout)
+    own_store = PrefixStore(start, store)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore(start, store),
+        store=own_store,
         rank=place.rank,
         world_size=place.world_size,
         timeout=timeout,
@@ -174,7 +189,7 @@ def join(wanted_device: str, *, timeout_s: float, take_fence: Callable[[], int] 
     )
     side = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(side, dist.ProcessGroup)
-    return Group(place, device, fence, side)
+    return Group(place, device, fence, side, own_store)
 
 
 def _open_store(place: Place, timeout: timedelta) -> Any:

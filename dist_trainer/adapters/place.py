@@ -1,6 +1,8 @@
-"""Where a process stands: torchrun's environment variables, and the device that goes with them."""
+"""Where a process stands: torchrun's, our agent's and SLURM's environment variables, and the device."""
 
 import os
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +10,8 @@ import torch
 from dist_trainer.errors import ConfigError
 
 FENCE_VARIABLE = "DIST_TRAINER_FENCE"
+JOB_END_VARIABLE = "DIST_TRAINER_JOB_END"
+SIGNAL_BEFORE_VARIABLE = "DIST_TRAINER_SIGNAL_BEFORE_S"
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,19 @@ class Place:
     local_world_size: int
     launched: bool
     fence: int | None  # set by our own agent; under plain torchrun rank 0 takes one
+    node: str = ""  # SLURM's name of it in a job
+    job: str | None = None  # under our agent in a SLURM job: "123", of an array "120_3"
+    restart: int = 0  # how often that job was requeued
+    job_end: float | None = None  # when its time is up, in unix seconds
+    signal_before_s: float = 0.0  # how long before that SLURM sends USR2
 
     @classmethod
     def from_environment(cls) -> "Place":
-        """Read torchrun's variables."""
+        """Read torchrun's variables, and SLURM's where our agent started this process."""
         environment = os.environ
         fence = environment.get(FENCE_VARIABLE)
+        job = _job(environment) if fence else None
+        end = environment.get(JOB_END_VARIABLE)
         return cls(
             rank=int(environment.get("RANK", 0)),
             world_size=int(environment.get("WORLD_SIZE", 1)),
@@ -33,7 +44,17 @@ class Place:
             local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
             launched="RANK" in environment,
             fence=int(fence) if fence else None,
+            node=(environment.get("SLURMD_NODENAME") if job else None) or socket.gethostname(),
+            job=job,
+            restart=int(environment.get("SLURM_RESTART_COUNT", 0)) if job else 0,
+            job_end=float(end) if end else None,
+            signal_before_s=float(environment.get(SIGNAL_BEFORE_VARIABLE, 0)),
         )
+
+
+def _job(environment: Mapping[str, str]) -> str | None:
+    array, task = (environment.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID")
 
 
 def choose_device(wanted: str, place: Place) -> torch.device:

@@ -45,6 +45,7 @@ class Checkpointer:
         self._started_at = self._safe_since = time.monotonic()
         self._last_started: int | None = None
         self.last_committed_step: int | None = None
+        self.longest_s = 0.0  # of the saves that were committed, from the copy on
         self.skipped = 0  # saves that were due while the one before was still being written
 
     @property
@@ -142,11 +143,13 @@ class Checkpointer:
         metrics: Mapping[str, float] | None,
         info: Mapping[str, Any] | None,
     ) -> None:
+        began_at = time.monotonic()
         staged = self._staging.copy(capture(state))
         about = {**(info or {}), "metrics": dict(metrics or {})}
         self._started_at = time.monotonic()
         self._last_started = step
         self._flight = _Flight(self._store, self._config, frozenset(self._keep), step, staged, about)
+        self._flight.began_at = began_at
         self._flight.start()
 
     @property
@@ -184,6 +187,7 @@ class Checkpointer:
             self._failures = 0
             self._safe_since = flight.captured_at
             self.last_committed_step = flight.step
+            self.longest_s = max(self.longest_s, flight.ended_at - flight.began_at)
             self._keep.clear()
             self._on_commit(flight.committed)
         elif flight.error is not None:
@@ -224,7 +228,7 @@ class _Flight(threading.Thread):
         self._store, self._config, self._keep = store, config, keep
         self._staged, self._info = staged, info
         self.step = step
-        self.captured_at = time.monotonic()
+        self.captured_at = self.began_at = self.ended_at = time.monotonic()
         self.committed: Checkpoint | None = None
         self.error: Exception | None = None
         self.alarm: Exception | None = None
@@ -238,3 +242,4 @@ class _Flight(threading.Thread):
                 self.error = error
             else:
                 self.alarm = error
+        self.ended_at = time.monotonic()

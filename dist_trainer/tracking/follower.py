@@ -115,9 +115,9 @@ def _leave_in_time(end: RunEnd, carrier: Carrier) -> None:
 
 def _end_now(run: RunFolder) -> str | None:
     """How the run ended, as far as can be told from outside; None while it is alive or never began."""
-    state = run.read_status().state
-    if state != "running":
-        return end_status(state)
+    status = run.read_status()
+    if status.state != "running":
+        return end_status(status.state, run_again=status.run_again)
     try:
         with run.lock(watch_s=2.0):
             return "KILLED"

@@ -13,9 +13,9 @@ _END: dict[State, str] = {
 }
 
 
-def end_status(state: State) -> str | None:
+def end_status(state: State, *, run_again: bool = False) -> str | None:
     """MLflow's word for how a run ended; None while it did not."""
-    return _END.get(state)
+    return "SCHEDULED" if state == "stopped" and run_again else _END.get(state)
 
 
 class RunEnd:
@@ -35,7 +35,9 @@ class RunEnd:
                 os.getppid() != self._parent
             )  # looked at first: a parent writes its status before it goes
             status = self._run.read_status()
-            over = end_status(status.state) if status.time != self._stale_s else None
+            over = None
+            if status.time != self._stale_s:
+                over = end_status(status.state, run_again=status.run_again)
             if over or orphaned:
                 self.since = time.monotonic()  # before the status: another thread acts on both
                 self.status = over or "KILLED"

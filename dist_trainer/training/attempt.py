@@ -45,7 +45,8 @@ class Attempt:
 
     def record_start(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Write on rank 0 that the attempt trains now, and what is ahead of it. Collective."""
-        names = self.group.gather_bytes(socket.gethostname().encode())
+        place = self.group.place
+        names = self.group.gather_bytes(place.node.encode())
         if not self.is_rank_zero:
             return
         world_size = self.group.world_size
@@ -56,7 +57,8 @@ class Attempt:
             "time": time.time(),
             "nodes": sorted({name.decode() for name in names}),
         }
-        self.run.record({**line, **started})
+        job = {"job": place.job, "restart": place.restart} if place.job else {}
+        self.run.record({**line, **started, **job})
         self.run.write_status(Status("running", step=first_step))
         self.journal.event(
             "started",

@@ -63,11 +63,14 @@ class Parts:
     eval_loaders: dict[str, EvalLoader]  # by split: val, test
     total_steps: int
 
-    def start_loaders(self, first: int) -> Iterator[list[Batch]]:
-        """The batches from a step on; forks the loaders' processes, so call it before threads are started."""
+    def start_loaders(self, first: int, interrupted: Callable[[], bool]) -> Iterator[list[Batch]]:
+        """The batches from a step on, until interrupted.
+
+        Forks the loaders' processes, so call it before threads are started.
+        """
         if "val" in self.eval_loaders:
             self.eval_loaders["val"].start()
-        return self.loader.steps(first, self.total_steps)
+        return self.loader.steps(first, self.total_steps, interrupted=interrupted)
 
     def close(self) -> None:
         """End the loaders' processes."""

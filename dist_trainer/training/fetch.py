@@ -18,8 +18,19 @@ from dist_trainer.training.sampler import Indices, Rows, check_map_style
 BadRows = Literal["raise", "skip"]
 Collate = Callable[[list[Any]], Any]
 
+Interrupted = Callable[[], bool]
+
 _TEMPLATE_TRIES = 100
 _NAMED_ROWS = 8
+
+
+class ReadInterrupted(Exception):
+    """The rows asked for are not needed any more."""
+
+
+def never() -> bool:
+    """Nobody interrupts."""
+    return False
 
 
 @dataclass
@@ -65,13 +76,18 @@ class Fetcher:
         self._invalid_numbers = np.array(sorted(self._invalid), dtype=np.int64)
         self._template: tuple[Any, Any] | None = None
 
-    def fetch(self, rows: Rows) -> Batch:
-        """The micro-batch of these rows; DataError names the row that failed and why."""
+    def fetch(self, rows: Rows, interrupted: Interrupted = never) -> Batch:
+        """The micro-batch of these rows; DataError names the row that failed and why.
+
+        Raises ReadInterrupted as soon as `interrupted` says so, between two samples.
+        """
         indices, keys, bad = self._without_invalid(rows)
         if not len(indices):
             return Batch(self._empty(), 0, bad)
         try:
-            return Batch(self._read(indices, keys), len(indices), bad)
+            return Batch(self._read(indices, keys, interrupted), len(indices), bad)
+        except ReadInterrupted:
+            raise
         except Exception as error:
             failed = self._failing_rows(indices, keys)
             if not failed:
@@ -101,7 +117,9 @@ class Fetcher:
             raise DataError(self._message([index], DataError(self._invalid[index])))
         return rows.indices[~invalid], keys[~invalid], rows.indices[invalid].tolist()
 
-    def _read(self, indices: Indices, keys: Keys) -> Any:
+    def _read(self, indices: Indices, keys: Keys, interrupted: Interrupted = never) -> Any:
+        if interrupted():
+            raise ReadInterrupted
         if self._whole:
             return self.dataset.batch(indices, keys)
         if self._items:
@@ -109,6 +127,8 @@ class Fetcher:
             return self.collate(self.dataset.__getitems__(indices.tolist()))
         samples = []
         for index, key in zip(indices.tolist(), keys.tolist(), strict=True):
+            if interrupted():
+                raise ReadInterrupted
             seed_sample(key)
             samples.append(self.dataset[index])
         return self.collate(samples)

@@ -1,30 +1,25 @@
 """Batches for each step, read here or by forked worker processes, with the same values either way."""
 
-import ctypes
-import os
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing.util import Finalize
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
-from dist_trainer.errors import DataError
-from dist_trainer.training.fetch import BadRows, Batch, Collate, Fetcher
+from dist_trainer.training.fetch import (
+    BadRows,
+    Batch,
+    Collate,
+    Fetcher,
+    Interrupted,
+    never,
+)
+from dist_trainer.training.readers import Readers
 from dist_trainer.training.sampler import Indices, ResumableSampler, Rows
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader"]
 
 # no training gets there: the draws of an evaluation are its own, and always the same
 EVALUATION_EPOCH = 2**31
-
-_PR_SET_PDEATHSIG = 1
-_OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_PREFETCHED = 4  # steps per worker
 
 
 class TrainLoader:
@@ -50,19 +45,21 @@ class TrainLoader:
         self._fetcher = Fetcher(dataset, collate=collate, bad_rows=bad_rows, seed=seed, name=name)
         self._num_workers = num_workers
         self._pin_memory = pin_memory
-        self._workers: _Workers | None = None
+        self._workers: Readers | None = None
 
-    def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
+    def steps(self, first: int, last: int, *, interrupted: Interrupted = never) -> Iterator[list[Batch]]:
         """For each step in [first, last), counted over all epochs, its list of `accumulate_steps` batches.
 
         Workers are forked before this returns, so call it before threads are started. A second call ends the
-        first one's workers.
+        first one's workers. While waiting, ReadInterrupted is raised soon after `interrupted` says so.
         """
         self.close()
         if not self._num_workers:
-            return self._read_here(first, last)
+            return self._read_here(first, last, interrupted)
         steps = range(first, last)
-        self._workers = _Workers(self.read, steps, self._num_workers, pin_memory=self._pin_memory)
+        self._workers = Readers(
+            self.read, steps, self._num_workers, pin_memory=self._pin_memory, interrupted=interrupted
+        )
         return iter(self._workers)
 
     def close(self) -> None:
@@ -71,13 +68,13 @@ class TrainLoader:
             self._workers.close()
             self._workers = None
 
-    def read(self, step: int) -> list[Batch]:
+    def read(self, step: int, interrupted: Interrupted = never) -> list[Batch]:
         """One step's batches, read in this process."""
-        return [self._fetcher.fetch(rows) for rows in self.sampler.rows(step)]
+        return [self._fetcher.fetch(rows, interrupted) for rows in self.sampler.rows(step)]
 
-    def _read_here(self, first: int, last: int) -> Iterator[list[Batch]]:
+    def _read_here(self, first: int, last: int, interrupted: Interrupted) -> Iterator[list[Batch]]:
         for step in range(first, last):
-            batches = self.read(step)
+            batches = self.read(step, interrupted)
             yield [batch.pin_memory() for batch in batches] if self._pin_memory else batches
 
 
@@ -107,11 +104,16 @@ class EvalLoader:
         self._batch_size = batch_size
         self._num_workers = num_workers
         self._pin_memory = pin_memory
-        self._workers: _Workers | None = None
+        self._workers: Readers | None = None
 
     def __len__(self) -> int:
         """The number of batches."""
         return -(-len(self._mine) // self._batch_size)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self._mine)
 
     def empty(self) -> tuple[Indices, Batch]:
         """A batch of no rows, shaped like the others."""
@@ -129,7 +131,7 @@ class EvalLoader:
         """Fork the workers now, before threads are started, rather than at the first evaluation."""
         if self._num_workers and not self._workers and len(self):
             numbers = range(len(self))
-            self._workers = _Workers(
+            self._workers = Readers(
                 self._read,
                 numbers,
                 min(self._num_workers, len(self)),
@@ -155,106 +157,3 @@ class EvalLoader:
         for number in range(len(self)):
             batch = self._read(number)
             yield batch.pin_memory() if self._pin_memory else batch
-
-
-@dataclass(frozen=True)
-class _Failed:
-    message: str
-
-
-class _Tasks(Dataset[Any]):
-    """A data set whose rows are pieces of work; a failure is a value, lest torch wrap it in its own text."""
-
-    def __init__(self, work: Callable[[int], Any]) -> None:
-        self.work = work
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.work(number)
-        except DataError as error:
-            return _Failed(str(error))
-
-
-class _Workers:
-    """Forked processes that do numbered work; iterating gives the results in order."""
-
-    def __init__(
-        self,
-        work: Callable[[int], Any],
-        numbers: range,
-        num_workers: int,
-        *,
-        pin_memory: bool,
-        persistent: bool = False,
-    ) -> None:
-        self._loader: DataLoader[Any] = DataLoader(
-            _Tasks(work),
-            sampler=numbers,
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=num_workers,
-            multiprocessing_context="fork",  # forkserver starts cold: 13 s to the first batch
-            worker_init_fn=partial(_enter_worker, os.getpid()),
-            prefetch_factor=_PREFETCHED,
-            pin_memory=pin_memory,
-            persistent_workers=persistent,
-            generator=torch.Generator(),  # leave the global generator untouched
-        )
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)  # until each worker ignores them
-        try:
-            self._iterator = cast(Any, iter(self._loader))  # its processes have no public name
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._fresh = True
-        processes: list[Any] = self._iterator._workers
-        for worker in processes:
-            worker.terminate = worker.kill  # they ignore TERM, by which torch would end a stuck one
-        # for the same reason multiprocessing's own exit would wait for them for ever
-        self._at_exit = Finalize(None, _kill, args=(processes,), exitpriority=10)
-
-    def __iter__(self) -> Iterator[Any]:
-        if not self._fresh:
-            self._iterator = cast(Any, iter(self._loader))
-        self._fresh = False
-        while True:
-            try:
-                result = next(self._iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    f"a loader process (data.num_workers) died, by its own fault or for want of memory: {error}"
-                ) from error
-            if isinstance(result, _Failed):
-                raise DataError(result.message)
-            yield result
-
-    def close(self) -> None:
-        self._iterator._shutdown_workers()
-        self._at_exit.cancel()
-
-
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-def _enter_worker(parent: int, worker_id: int) -> None:
-    """Leave signals to the parent, and die with it."""
-    for number in _OF_THE_PARENT:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_PARENT)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
-    torch.set_num_threads(1)
-
-
-def _kill(workers: list[Any]) -> None:
-    """End them at once, at this process's own exit; they hold no state."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler takes this for a crash
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join()

@@ -81,7 +81,7 @@ class Recorder:
             "data_wait_share": min(1.0, self._waited_s / passed),
             "epoch": epoch,
         }
-        if self._agreed is not None:
+        if self._agreed is not None and self._agreed.slowest_step_s:
             values["step_time_s/median"] = self._agreed.median_step_s
             values["step_time_s/slowest"] = self._agreed.slowest_step_s
         if self._attempt.group.device.type == "cuda":

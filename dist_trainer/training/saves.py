@@ -17,9 +17,11 @@ from dist_trainer.errors import FINISHED, STOPPED, NoProgress, NoUsableCheckpoin
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.training.attempt import Attempt
 from dist_trainer.training.best import Best
+from dist_trainer.training.stop import Stop
 
 RESUMES_WITHOUT_PROGRESS = 3
 ABANDONED_AFTER_S = 10.0
+_MACHINE_WANTED_BACK = {stop.reason for stop in Stop if stop.run_again}
 
 
 class Saves:
@@ -33,6 +35,7 @@ class Saves:
         self._resumed_from: list[str] = []
         self._best = Best(config.keep_best) if config.keep_best else None
         self._is_abandoned = False
+        self.longest_s = 0.0  # that a save of this attempt took; on rank 0
 
     def resume(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest good checkpoint's model and training state, None where there is none yet. Collective.
@@ -77,7 +80,9 @@ class Saves:
     def is_due(self, step: int, *, agreed: bool, metrics: Mapping[str, float]) -> bool:
         """Whether all ranks save after this step; `metrics` are an evaluation's at this step. Collective."""
         if self._is_best(metrics):
-            self._wait(step, self._is_busy)  # or it would be skipped, with the one before still being written
+            self._wait(
+                step, lambda: self.is_busy
+            )  # or it would be skipped, with the one before still being written
             return True
         return agreed or step % self._config.every_steps == 0
 
@@ -91,13 +96,13 @@ class Saves:
         self, step: int, capture: Callable[[], State], metrics: Mapping[str, float], *, last: bool
     ) -> None:
         """Save in the background, or with `last` wait until it is committed. Collective."""
-        self._wait(step, lambda: self._is_busy() and (last or self._is_stale()))
+        self._wait(step, lambda: self.is_busy and (last or self._is_stale()))
         state = capture()
         if self._writer is not None:
             self._attempt.journal.sync()
             self._writer.save(step, state, metrics=metrics)
         if last:
-            self._wait(step, self._is_busy)
+            self._wait(step, lambda: self.is_busy)
             if self._writer is not None:
                 self._writer.save_last(step, state, metrics=metrics)  # raises where it could not be written
 
@@ -106,7 +111,9 @@ class Saves:
         beat = self._attempt.heartbeat.beat
         self._attempt.group.wait_for_rank_zero(is_busy, meanwhile=lambda: beat(step, "save"))
 
-    def _is_busy(self) -> bool:
+    @property
+    def is_busy(self) -> bool:
+        """Whether rank 0 writes a checkpoint now; False on the others."""
         return self._writer is not None and self._writer.is_busy
 
     def _is_stale(self) -> bool:
@@ -118,6 +125,8 @@ class Saves:
             self._writer.poll()
 
     def _note(self, checkpoint: Checkpoint) -> None:
+        if self._writer is not None:
+            self.longest_s = max(self.longest_s, self._writer.longest_s)
         self._attempt.journal.event("saved", step=checkpoint.step, checkpoint=checkpoint.name)
 
     def gather_state(self, own: dict[str, Any]) -> list[Any]:
@@ -188,15 +197,24 @@ def _kind(line: bytes) -> Any:
 
 
 def refuse_standstill(run: RunFolder, step: int) -> None:
-    """Raise NoProgress where the last three attempts started at this step too. An attempt ended so counts anew."""
+    """Raise NoProgress where the last three attempts started at this step too. An attempt ended so counts anew.
+
+    At step 0 only where the machine was wanted back each time: anything else is a run that nobody let begin.
+    """
     starts: list[int] = []
+    causes: list[str] = []  # why each of them ended
     for line in run.attempts():
         if line["event"] == "start":
             starts.append(line["first_step"])
+            causes.append("")
         elif line.get("exit_code") == NoProgress.exit_code or line.get("cause") == "finished":
             starts.clear()
-    recent = starts[-RESUMES_WITHOUT_PROGRESS:]
-    if step > 0 and recent == [step] * RESUMES_WITHOUT_PROGRESS:
+            causes.clear()
+        elif line["event"] == "end" and causes:
+            causes[-1] = line.get("cause") or ""
+    recent = slice(-RESUMES_WITHOUT_PROGRESS, None)
+    counts = step > 0 or set(causes[recent]) <= _MACHINE_WANTED_BACK
+    if starts[recent] == [step] * RESUMES_WITHOUT_PROGRESS and counts:
         raise NoProgress(
             f"the last {RESUMES_WITHOUT_PROGRESS} attempts all started from the checkpoint of step {step} and "
             f"none got to another one; see {run.attempts_path} and the logs beside it for why"

@@ -1,7 +1,8 @@
 """The training loop: `fit` reads like the recipe it is, and each line's work is in a module of its own."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.training.attempt import begin
 from dist_trainer.training.build import Ingredients, Scheduler, build
 from dist_trainer.training.evaluation import evaluate, is_due
+from dist_trainer.training.fetch import ReadInterrupted
 from dist_trainer.training.group_options import put_back
 from dist_trainer.training.hooks import Hook
 from dist_trainer.training.loader import Batch
@@ -26,8 +28,9 @@ from dist_trainer.training.saves import Saves
 from dist_trainer.training.settings import make_settings, open_or_create
 from dist_trainer.training.snapshot import capture, restore
 from dist_trainer.training.step import seed_step
-from dist_trainer.training.stop import Agreement, Signals, Stop
+from dist_trainer.training.stop import Agreed, Agreement, Interruption, Signals, Stop
 from dist_trainer.training.task import Supervised, Task
+from dist_trainer.training.time_limit import TimeLimit
 from dist_trainer.training.tracker import Tracker
 
 __all__ = ["Result", "Scheduler", "Trainer"]
@@ -107,8 +110,11 @@ class Trainer:
                 every = self.settings.tracking.log_every_steps
                 self.recorder = Recorder(attempt, every_steps=every, epoch_rows=self.parts.sampler.length)
                 self.tracker = Tracker(self.settings.tracking, attempt)
+                self.limit = limit = TimeLimit(attempt, self.saves)
+                asked = lambda: max(signals.requested, limit.asked())  # noqa: E731
+                self._interruption = Interruption(attempt.group, asked)
                 self._resume()
-                self._agreement = Agreement(attempt.group, signals, first_step=self.step)
+                self._agreement = Agreement(attempt.group, asked, first_step=self.step)
                 self._train()
                 return self._finish()
         finally:
@@ -133,7 +139,9 @@ class Trainer:
         )
 
     def _train(self) -> None:
-        batches = self.parts.start_loaders(self.step)
+        # only where all ranks exchange before the step may one of them go without its data
+        interrupted = lambda: self._agreement.is_slow and self._interruption()  # noqa: E731
+        batches = self.parts.start_loaders(self.step, interrupted)
         self.saves.start_writer()
         self.stop = self._agreement.now(self.step).stop  # asked for while starting
         if not self.stop and self._evaluation_is_due():  # it was interrupted in the attempt before
@@ -141,20 +149,32 @@ class Trainer:
         with Profiler(self.settings.train.profile, self.attempt) as profiler:
             profiler.step(self.step)
             while not self.finished and not self.stop:
-                with self.recorder.waiting_for_data(self.step):
+                micro_batches: list[Batch] = []
+                with self.recorder.waiting_for_data(self.step), suppress(ReadInterrupted):
                     micro_batches = next(batches)
+                if self._hear(self._agreement.before_step(self.step, save=self.saves.minutes_due())):
+                    self._save(last=False)
+                if self.stop:
+                    break
                 self._train_one(micro_batches)
                 profiler.step(self.step)
                 rows = sum(batch.rows for batch in micro_batches)
                 bad = sum(len(batch.bad) for batch in micro_batches)
                 wants = self.saves.minutes_due()
-                agreed = self._agreement.exchange(self.step, save=wants, rows=rows, bad_rows=bad)
-                if agreed:
-                    self.recorder.agreed(agreed)
-                    self.stop = agreed.stop
-                self._evaluate_and_save(asked=agreed is not None and agreed.save)
+                asked = self._hear(self._agreement.after_step(self.step, save=wants, rows=rows, bad_rows=bad))
+                if not self.stop:
+                    self._evaluate_and_save(asked=asked)
                 self.saves.poll()
         self.recorder.agreed(self._agreement.now(self.step))  # the rows skipped since the last exchange
+
+    def _hear(self, agreed: Agreed | None) -> bool:
+        """Act on what the ranks agreed, if they did; whether to save."""
+        if agreed is None:
+            return False
+        self.recorder.agreed(agreed)
+        self.limit.trained(agreed)
+        self.stop = agreed.stop
+        return agreed.save and not self.stop
 
     def _train_one(self, batches: Sequence[Batch]) -> None:
         sampler = self.parts.sampler
@@ -179,9 +199,8 @@ class Trainer:
         """The values of an evaluation made now; none where none is due, or where a rank was interrupted."""
         if not self._evaluation_is_due():
             return {}
-        values = self.evaluate("val")
+        values = self._evaluate_in_time("val")
         if values is None:
-            self.stop = self._agreement.now(self.step).stop
             return {}
         self._evaluated_at, self.values = self.step, values
         self.recorder.evaluation(self.step, values)
@@ -191,6 +210,18 @@ class Trainer:
             self.parts.early_stopping.update(values)
         for hook in self.hooks:
             hook.on_evaluation(self, self.step, values)
+        return values
+
+    def _evaluate_in_time(self, split: str) -> dict[str, float] | None:
+        """None, and all ranks stop, where a rank was interrupted or the time limit leaves too little time."""
+        began, values = time.monotonic(), None
+        rows = self.parts.eval_loaders[split].rows * self.attempt.group.world_size
+        if self.limit.may_evaluate(split, in_steps=rows / self.settings.data.global_batch_size):
+            values = self.evaluate(split)
+            self.limit.evaluated(split, time.monotonic() - began, whole=values is not None)
+        if values is None:
+            self.stop = self._agreement.now(self.step).stop or Stop.TIME_LIMIT
+        self._agreement.measure_from(self.step)
         return values
 
     def _evaluation_is_due(self) -> bool:
@@ -212,7 +243,7 @@ class Trainer:
                 parts.eval_loaders[split],
                 group,
                 autocast=parts.train_step.autocast,
-                interrupted=lambda: self.attempt.signals.requested is not Stop.NONE,
+                interrupted=self._interruption,
             )
         return None if values is None else {f"{split}/{name}": value for name, value in values.items()}
 
@@ -231,29 +262,31 @@ class Trainer:
         self.saves.save(self.step, self._capture, metrics, last=last)
 
     def _finish(self) -> Result:
-        self.parts.loader.close()
         with self.recorder.apart(self.step, "save"):
             if self.step != self._resumed_at:
                 self._save(last=True)
             self.saves.close()
+        self.parts.loader.close()
         result = self._result()
         self.parts.close()
+        self.limit.keep()
         for hook in self.hooks:
             hook.on_end(self, result)
-        self.attempt.record_end(Status(result.state, result.reason, self.step, results=result.metrics))
+        again = result.state == "stopped" and self.stop.run_again
+        self.attempt.record_end(
+            Status(result.state, result.reason, self.step, results=result.metrics, run_again=again)
+        )
         self.tracker.close()
         return result
 
     def _result(self) -> Result:
         if not self.finished or self._evaluation_is_due():
             return self._stopped()
-        test = self.evaluate("test") if "test" in self.parts.eval_loaders else {}
+        test = self._evaluate_in_time("test") if "test" in self.parts.eval_loaders else {}
         if test is None:
-            self.stop = self._agreement.now(self.step).stop
             return self._stopped()
         self.recorder.evaluation(self.step, test)
         return Result("finished", self.step, {**self.values, **test})
 
     def _stopped(self) -> Result:
-        reason = "SIGUSR2" if self.stop is Stop.REQUEUE else "SIGTERM or SIGINT"
-        return Result("stopped", self.step, self.values, reason)
+        return Result("stopped", self.step, self.values, self.stop.reason)

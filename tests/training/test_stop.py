@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dist_trainer.adapters.distributed import join
+from dist_trainer.adapters.place import FENCE_VARIABLE
 from dist_trainer.errors import STOPPED
 from dist_trainer.training.metrics import Accuracy
 from dist_trainer.training.stop import Agreement, Signals, Stop
@@ -23,10 +24,12 @@ from tests.training.small import Watch, journal, net, rows, sgd, trainer
 pytestmark = pytest.mark.timeout(120)
 
 
-def exit_code_after(*requests: tuple[int, float]) -> int:
+def exit_code_after(*requests: tuple[int, float], has_agent: bool = False) -> int:
     """Of a child that gets these signals, each followed by a wait, and then ends with 7 plus what it noted."""
     child = os.fork()
     if child == 0:
+        if has_agent:
+            os.environ[FENCE_VARIABLE] = "1"
         signals = Signals()
         for number, wait_s in requests:
             os.kill(os.getpid(), number)
@@ -46,9 +49,31 @@ def send_signals() -> list[int]:
     ]
 
 
+def send_signals_to_an_agents_worker() -> list[int]:
+    late = ((signal.SIGTERM, 1.1), (signal.SIGCONT, 0.0), (signal.SIGTERM, 0.0))
+    return [
+        exit_code_after((signal.SIGUSR2, 1.1), (signal.SIGUSR2, 0), *late, has_agent=True),
+        exit_code_after((signal.SIGINT, 1.1), (signal.SIGINT, 0), (signal.SIGUSR2, 0), has_agent=True),
+    ]
+
+
 def test_a_signal_sets_a_flag_and_a_second_request_leaves_at_once() -> None:
     (codes,) = run_ranks(1, send_signals)
-    assert codes == [7 + Stop.REQUEUE, 7 + Stop.END, 7 + Stop.END, STOPPED, 7 + Stop.END]
+    assert codes == [7 + Stop.REQUEUE, 7 + Stop.END, 7 + Stop.END, STOPPED, 7 + Stop.REQUEUE]
+
+
+def test_under_our_agent_no_signal_however_often_makes_a_worker_leave() -> None:
+    (codes,) = run_ranks(1, send_signals_to_an_agents_worker)
+    assert codes == [7 + Stop.REQUEUE, 7 + Stop.END]
+
+
+def test_what_is_asked_for_says_why_and_whether_to_run_again() -> None:
+    assert {stop.name: (stop.reason, stop.run_again) for stop in Stop} == {
+        "NONE": ("", False),
+        "REQUEUE": ("SIGUSR2", True),
+        "TIME_LIMIT": ("time limit", True),
+        "END": ("SIGTERM or SIGINT", False),
+    }
 
 
 def test_signals_are_given_back() -> None:
@@ -59,13 +84,14 @@ def test_signals_are_given_back() -> None:
 
 def exchange_on_ranks() -> dict[str, Any]:
     group, signals = join("cpu", timeout_s=20), Signals()
-    agreement = Agreement(group, signals, first_step=10)
+    agreement = Agreement(group, lambda: signals.requested, first_step=10)
     heard, saves, bad = [], [], 0
     for step in range(11, 181):
+        before = agreement.before_step(step - 1, save=False)
         time.sleep(0.002 + 0.002 * group.rank if step < 80 else 0.02)
         wants = group.rank == 0 and step >= 60 and not saves
-        agreed = agreement.exchange(step, save=wants, rows=4, bad_rows=group.rank)
-        if agreed:
+        after = agreement.after_step(step, save=wants, rows=4, bad_rows=group.rank)
+        for agreed in filter(None, (before, after)):
             heard.append(step)
             bad += agreed.bad_rows
             if agreed.save:
@@ -88,7 +114,7 @@ def test_ranks_exchange_at_the_same_steps_as_often_as_time_allows() -> None:
     assert all(result == results[0] for result in results)
     found = results[0]
     strides = [b - a for a, b in pairwise(found["heard"])]
-    assert found["heard"][0] == 12, "the first answer comes after one step"
+    assert found["heard"][:2] == [11, 12], "each step begins with an exchange until one was measured"
     assert max(strides) > 15
     assert strides[-1] < max(strides), "slower steps are exchanged about more often"
     assert len(found["saves"]) == 1, "a save that was agreed is not asked for again"
