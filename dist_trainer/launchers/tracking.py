@@ -19,6 +19,7 @@ class Tracking:
         self._run = run
         self._wanted = config.uri is not None
         self._attempt = run.highest_fence() + 1
+        self._before = run.read_status()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start_when_training(self, report: Callable[[str], None]) -> None:
@@ -32,6 +33,8 @@ class Tracking:
     def finish(self, report: Callable[[str], None], *, hurry: Callable[[], bool]) -> None:
         """Wait until everything is sent, within reason; the rest is for `dist-trainer sync`."""
         self.start_when_training(report)
+        if self._process is None and self._wanted and self._run.info().sweep:
+            self._start(report)  # a cell that failed before its first step is one of its sweep's all the same
         if self._process is None:
             return
         deadline = time.monotonic() + RunSettings.read(self._run).patience_s
@@ -48,7 +51,7 @@ class Tracking:
 
     def _start(self, report: Callable[[str], None]) -> None:
         try:
-            self._process = mlflow_sync.start(self._run)
+            self._process = mlflow_sync.start(self._run, before=self._before)
             problem = "" if self._process else "mlflow is not installed"
         except Exception as error:  # whatever it is: training goes on, and the journal has everything
             problem = f"{type(error).__name__}: {error}"

@@ -24,12 +24,13 @@ from typing import Any
 
 from dist_trainer.adapters.file_lock import hold
 from dist_trainer.errors import DistTrainerError, UsageError
-from dist_trainer.run_folder import RunFolder
+from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.carrier import Unavailable
 from dist_trainer.tracking.follower import carry_once, follow
 from dist_trainer.tracking.redact import redact
 from dist_trainer.tracking.run_end import RunEnd, end_status
 from dist_trainer.tracking.settings import RunSettings
+from dist_trainer.tracking.sweep_parent import join_sweep
 from dist_trainer.tracking.sync_state import Point, SyncState, count_left
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -46,23 +47,25 @@ class SyncReport:
     problem: str = ""
 
 
-def start(run: RunFolder, *, sample_every_s: float = 10.0) -> "subprocess.Popen[bytes] | None":
-    """Start the process beside training, after status.json says running. None where there is nothing to do:
-    tracking.uri is null, or mlflow is not installed.
+def start(
+    run: RunFolder, *, before: Status | None = None, sample_every_s: float = 10.0
+) -> "subprocess.Popen[bytes] | None":
+    """Start the process beside training. None where there is nothing to do: tracking.uri is null, or mlflow is
+    not installed. `before`: the status that an earlier attempt left, where this one may have ended already.
 
     It ends by itself: when status.json has an end or its parent is gone, and MLflow has everything or is
     silent for 10 s. The signals that stop training don't reach it.
     """
     if RunSettings.read(run).uri is None or importlib.util.find_spec("mlflow") is None:
         return None
-    status = run.read_status()
+    status = before or run.read_status()
     arguments = [str(run.path), f"--parent={os.getpid()}", f"--sample-every-s={sample_every_s}"]
     if end_status(status.state):
         arguments.append(f"--stale-s={status.time!r}")
     log = run.path / "logs" / "mlflow-sync.log"
     log.parent.mkdir(exist_ok=True)
     # blocked signals stay blocked over exec: none gets through before the process ignores them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
     try:
         with log.open(
             "ab"
@@ -70,7 +73,7 @@ def start(run: RunFolder, *, sample_every_s: float = 10.0) -> "subprocess.Popen[
             null = subprocess.DEVNULL
             return subprocess.Popen(_command(*arguments), stdin=null, stdout=null, stderr=output)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def sync(run: RunFolder) -> SyncReport:
@@ -123,6 +126,8 @@ class MlflowRun:
         self.experiment_id: str = found.info.experiment_id
         if run.info().mlflow_run_id != self.run_id:
             run.update_info(mlflow_run_id=self.run_id)
+        with _reaching():
+            self._sweep = join_sweep(run, self._client, found, _user())
 
     def log_points(self, points: list[Point]) -> None:
         from mlflow.entities import Metric
@@ -150,10 +155,16 @@ class MlflowRun:
     def set_running(self) -> None:
         with _reaching():
             self._client.update_run(self.run_id, status="RUNNING")
+            self._report()
 
     def set_end(self, status: str, time_ms: int) -> None:
         with _reaching():
             self._client.set_terminated(self.run_id, status, time_ms)
+            self._report()
+
+    def _report(self) -> None:
+        if self._sweep is not None:
+            self._sweep.report()
 
     def log_text(self, name: str, text: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
