@@ -87,9 +87,8 @@ def _note_stopped(run: RunFolder) -> None:
 
 def _ended(run: RunFolder) -> str:
     state = run.read_status().state
-    return (
-        "it has not started, and was never submitted" if state == "new" else f"it is {state}, and has no job"
-    )
+    how = {"new": "it has not started", "running": "nothing trains it any more"}.get(state, f"it is {state}")
+    return f"{how}, and it was never submitted"
 
 
 def _local(owner: Owner) -> str:

@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.text import Text
 
 from dist_trainer.launchers.job_table import duration, steps, style_of
+from dist_trainer.launchers.log_files import logs_of, newest_attempt
 from dist_trainer.launchers.standing import Standing, clock
 from dist_trainer.launchers.submissions import jobs_of
 from dist_trainer.run_folder import RunFolder
+
+_INDENT = " " * 7
 
 
 def detail_as_json(run: RunFolder, row: Standing) -> dict[str, Any]:
@@ -27,17 +30,19 @@ def show_detail(run: RunFolder, row: Standing, console: Console, *, problem: str
     lines = run.attempts()
     if lines:
         console.print(Text("attempts", style="bold"))
-    for line in _attempts(lines):
-        _say(console, f"  {line}")
+    for head, *more in _attempts(lines, runs=row.state == "running"):
+        _say(console, head)
+        for text in more:
+            for part in Text(text).wrap(console, max(40, console.width - len(_INDENT))):
+                _say(console, f"{_INDENT}{part.plain.rstrip()}")
     if problem:
         _say(console, problem, style="yellow")
 
 
 def _facts(run: RunFolder, row: Standing) -> list[tuple[str, str]]:
-    number = run.highest_fence()
-    left = f", {duration(row.remaining_s)} left" if row.remaining_s is not None else ""
+    number = newest_attempt(run)
     loss = f", loss {row.loss:.4g}" if row.loss is not None else ""
-    step = f"{steps(row)}{loss}{left}" if row.step is not None else ""
+    step = f"{steps(row)}{loss}{_left(row)}" if row.step is not None else ""
     jobs = [job.job for job in jobs_of(run)]
     earlier = f" (before: {', '.join(jobs[:-1])})" if jobs[:-1] else ""
     said = f", {row.slurm_state} by {row.source}" if row.slurm_state else ""
@@ -49,8 +54,15 @@ def _facts(run: RunFolder, row: Standing) -> list[tuple[str, str]]:
         ("job ends", _job_end(row)),
         ("folder", row.folder),
         ("log", str(run.log_path(number, 0)) if number else ""),
-        ("agents", f"{run.path / 'slurm'}/*_log.out" if jobs else ""),
+        ("agents", ", ".join(map(str, logs_of(run, None, None)))),
     ]
+
+
+def _left(row: Standing) -> str:
+    if row.remaining_s is None:
+        return ""
+    until = f", till about {clock(time.time() + row.remaining_s)}" if row.state == "running" else ""
+    return f", {duration(row.remaining_s)} left{until}"
 
 
 def _job_end(row: Standing) -> str:
@@ -62,35 +74,35 @@ def _job_end(row: Standing) -> str:
     return end
 
 
-def _attempts(lines: list[dict[str, Any]]) -> list[str]:
-    """A line for each start with its end, and one for each requeue."""
+def _attempts(lines: list[dict[str, Any]], *, runs: bool) -> list[list[str]]:
+    """The lines of each start with its end, and those of each requeue."""
     ends = {line["attempt"]: line for line in lines if line["event"] == "end"}
+    newest = max((line["attempt"] for line in lines), default=0)
     shown = []
     for line in lines:
         if line["event"] == "start":
-            shown.append(_attempt(line, ends.get(line["attempt"], {})))
+            goes_on = runs and line["attempt"] == newest
+            shown.append(_attempt(line, ends.get(line["attempt"]), goes_on=goes_on))
         elif line["event"] == "requeue":
-            shown.append(_requeue(line))
+            without = f", without {', '.join(line['excluded'])}" if line.get("excluded") else ""
+            shown.append(
+                [f"       {clock(line['time'])}  requeued: {line.get('says') or line['cause']}{without}"]
+            )
     return shown
 
 
-def _attempt(start: Mapping[str, Any], end: Mapping[str, Any]) -> str:
-    nodes = ",".join(start.get("nodes", ()))
-    job = f" in job {start['job']}" if start.get("job") else ""
-    begun = f"{start['attempt']:>3}  {clock(start['time'])}  from step {start['first_step']}{job} on {nodes}"
-    if not end:
-        return f"{begun}: no word of an end"
-    last = f" at step {end['last_step']}" if end.get("last_step") is not None else ""
-    error = f": {str(end['error']).splitlines()[0]}" if end.get("error") else ""
-    node = f" on {end['node']}" if end.get("node") else ""
+def _attempt(start: Mapping[str, Any], end: Mapping[str, Any] | None, *, goes_on: bool) -> list[str]:
+    nodes = ", ".join(start.get("nodes", ()))
+    job = f" (job {start['job']})" if start.get("job") else ""
+    head = f"  {start['attempt']:>3}  {clock(start['time'])}  from step {start['first_step']}"
+    if end is None:
+        return [f"{head} on {nodes}{job}", "still running" if goes_on else "no word of an end"]
+    last = f" to {end['last_step']}" if end.get("last_step") is not None else ""
     lasted = duration(end["time"] - start["time"])
-    return f"{begun}: {end['cause']}{last}{node} after {lasted}{error}"
+    node = f" on {end['node']}" if end.get("node") else ""
+    error = f": {str(end['error']).splitlines()[0]}" if end.get("error") else ""
+    return [f"{head}{last} in {lasted} on {nodes}{job}", f"{end['cause']}{node}{error}"]
 
 
-def _requeue(line: Mapping[str, Any]) -> str:
-    excluded = f", without {', '.join(line['excluded'])}" if line.get("excluded") else ""
-    return f"     {clock(line['time'])}  requeued: {line.get('cause')}{excluded}"
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
+def _say(console: Console, text: str, *, style: str = "") -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from rich.text import Text
 from dist_trainer.launchers.job_list import Listing
 from dist_trainer.launchers.standing import Standing
 
-_WIDE = 130  # from here notes stand beside
+_ROOM_FOR_NOTES = 50  # with that much left, notes stand beside
 _GAP = "  "
 _SHORTEST_NAME = 12
 _STYLES = {
@@ -37,7 +37,7 @@ def show_jobs(listing: Listing, console: Console, *, where: str) -> None:
         _show_table(listing.rows, console)
     else:
         done = f"; {listing.hidden} finished, shown with --all" if listing.hidden else ""
-        _say(console, f"nothing to do in {where}{done}")
+        _say(console, f"no run in {where} that is under way or left to do{done}")
     if listing.rows and listing.hidden:
         _say(console, f"{listing.hidden} finished, shown with --all", style="dim")
     if listing.others:
@@ -78,9 +78,8 @@ def _show_table(rows: Sequence[Standing], console: Console) -> None:
     used = [number for number in range(len(_HEAD)) if any(line[number] for line in cells[1:])]
     widths = {number: max(len(line[number]) for line in cells) for number in used}
     rest = sum(widths[number] for number in used[1:]) + len(_GAP) * len(used)
-    beside = console.width >= _WIDE
-    room = console.width - rest - (40 if beside else 0)
-    widths[0] = min(widths[0], max(_SHORTEST_NAME, room))
+    beside = console.width - widths[0] - rest >= _ROOM_FOR_NOTES
+    widths[0] = min(widths[0], max(_SHORTEST_NAME, console.width - rest + len(_GAP)))
     indent = sum(widths.values()) + len(_GAP) * len(used) if beside else len(_GAP)
     console.print(_line(_HEAD, widths, head=True), soft_wrap=True)
     for row, line in zip(rows, cells[1:], strict=True):
@@ -121,5 +120,5 @@ def shorten(text: str, width: int) -> str:
     return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
-def _say(console: Console, text: str, style: str = "") -> None:
+def _say(console: Console, text: str, *, style: str = "") -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -50,14 +50,14 @@ def no_log(run: RunFolder, rank: int | None, attempt: int | None) -> UsageError:
     if not attempts:
         return UsageError(f"run {name} has no logs yet: it has not started")
     if attempt is not None and attempt not in attempts:
-        return UsageError(f"run {name} has no logs of attempt {attempt}; there are {_ranges(attempts)}")
+        return UsageError(f"run {name} has no logs of attempt {attempt}; those there: {_ranges(attempts)}")
     number = max(attempts) if attempt is None else attempt
     ranks = [
         int(found[1])
         for path in run.log_path(number, 0).parent.iterdir()
         if (found := re.fullmatch(r"rank-(\d+)[.]log", path.name))
     ]
-    there = f"there are those of rank {_ranges(ranks)}" if ranks else "there are none yet"
+    there = f"ranks that have one: {_ranges(ranks)}" if ranks else "none has one yet"
     return UsageError(f"run {name}, attempt {number}, has no log of rank {rank}; {there}")
 
 

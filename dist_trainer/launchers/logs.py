@@ -126,7 +126,8 @@ def _is_told(run: RunFolder) -> bool:
 
 def _what_it_waits_for(now: Standing) -> str:
     if now.state in WAITING:
-        return f"job {now.job} has not begun yet{' again' if now.attempts else ''} ({now.state}): {now.note}"
+        begins = "waits to go on" if now.attempts else "has not begun yet"
+        return f"job {now.job} {begins} ({now.state}): {now.note}"
     return f"run {now.run} has no log yet: its workers are just starting"
 
 

@@ -82,7 +82,7 @@ def standing(run: RunFolder, record: JobRecord | None, *, answered: bool = True)
     )
     state, note = _with_job(seen, record) if record and record.is_live else _without_job(seen)
     live = record if record and record.is_live else None
-    ends_well = state in DONE or not seen.pace.remaining_s
+    goes_on = live is not None or state == "running"
     return Standing(
         run=run.path.name,
         folder=str(run.path),
@@ -97,7 +97,7 @@ def standing(run: RunFolder, record: JobRecord | None, *, answered: bool = True)
         step=seen.status.step if state in DONE else seen.pace.step,
         total_steps=seen.pace.total_steps,
         loss=seen.pace.loss,
-        remaining_s=None if ends_well else seen.pace.remaining_s,
+        remaining_s=seen.pace.remaining_s if goes_on else None,
         attempts=len([line for line in seen.lines if line["event"] == "start"]),
         last_cause=last_cause(seen.lines),
         source=record.source if record else "folder",
@@ -161,18 +161,19 @@ def _waiting(seen: _Seen, record: JobRecord) -> tuple[str, str]:
     if not seen.was_requeued:
         return "pending", why
     cause = last_cause(seen.lines) or "requeued"
+    state = "preempted" if cause == "preempted" else "requeued"
     saved = seen.last.get("step") or seen.status.step
-    what = f"{cause}{f', saved at step {saved}' if saved else ''}"
-    return ("preempted" if cause == "preempted" else "requeued"), f"{what}; {why}"
+    said = [cause] if cause != state else []
+    return state, "; ".join([", ".join([*said, *([f"saved at step {saved}"] if saved else [])]), why]).lstrip(
+        "; "
+    )
 
 
 def _without_job(seen: _Seen) -> tuple[str, str]:
     status, owner = seen.status, seen.owner
     if owner is not None and owner.job is None:
-        return (
-            "running",
-            f"{'here' if owner.host == socket.gethostname() else f'on {owner.host}'}, pid {owner.pid}",
-        )
+        where = "here" if owner.host == socket.gethostname() else f"on {owner.host}"
+        return "running", f"trained {where} by pid {owner.pid}, without SLURM"
     if status.state == "running" and seen.submission and not seen.answered:
         return "running", f"by its folder; last sign of life {_ago(seen.pace.beat_time)}"
     if status.state in ("running", "new"):
@@ -202,4 +203,4 @@ def _ago(moment: float | None) -> str:
 def _attempts_note(seen: _Seen) -> str:
     starts = len([line for line in seen.lines if line["event"] == "start"])
     cause = last_cause(seen.lines)
-    return f"attempt {starts}, the one before: {cause}" if starts > 1 and cause else ""
+    return f"attempt {starts}; the one before: {cause}" if starts > 1 and cause else ""
