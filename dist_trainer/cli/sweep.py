@@ -87,13 +87,16 @@ def begin(
     `sweep best NAME` compares them by a metric; each has a --help of its own.
     """
     files, values = split(arguments)
-    from dist_trainer.launchers.sweep import Way
+    from dist_trainer.launchers.cluster_options import option_problems
+    from dist_trainer.launchers.sweep import Way, is_local
     from dist_trainer.launchers.sweep import begin as start
     from dist_trainer.launchers.sweep_plan import plan
 
-    sweep = plan(files, values, grid or [], name=name, draws=draws)
+    here = is_local(local, as_json=as_json)
+    check = (lambda loaded: []) if here else option_problems
+    sweep = plan(files, values, grid or [], name=name, draws=draws, check=check)
     note_run(ctx, sweep.name)
-    exit_with(start(sweep, Way(local, parallel, only, dry_run, runs, as_json)))
+    exit_with(start(sweep, Way(here, parallel, only, dry_run, runs, as_json)))
 
 
 @sweep_app.command()
@@ -116,11 +119,13 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Run the cells that are not finished, each from where it is."""
-    from dist_trainer.launchers.sweep import Way
+    from dist_trainer.launchers.sweep import Way, is_local
     from dist_trainer.launchers.sweep import resume as start
     from dist_trainer.sweep_folder import find_sweep
 
-    exit_with(start(find_sweep(sweep, runs), Way(local, parallel, only, dry_run, runs, as_json)))
+    found = find_sweep(sweep, runs)
+    here = is_local(local, as_json=as_json)
+    exit_with(start(found, Way(here, parallel, only, dry_run, runs, as_json)))
 
 
 @sweep_app.command()

@@ -25,7 +25,7 @@ RUNS = Path("runs")
 class Way:
     """Where and how cells are to run, and what is shown of it."""
 
-    local: bool = False  # here, though there is SLURM
+    local: bool = True  # here, or else in SLURM
     parallel: int | None = None  # at a time; None: one here, all of them in SLURM
     only: int | None = None  # this cell alone
     dry_run: bool = False
@@ -38,12 +38,22 @@ class Way:
         return Console(quiet=self.as_json, highlight=False)
 
 
+def is_local(wanted: bool, *, as_json: bool) -> bool:
+    """Whether cells run on this machine: where that is wanted, or there is no SLURM."""
+    if wanted or scheduler.is_there():
+        return wanted
+    if not as_json:
+        print("no SLURM answers here: the cells run on this machine")
+    return True
+
+
 def begin(sweep: Sweep, way: Way) -> int:
     """Freeze the sweep and run it; the command's exit code."""
     refuse_existing(sweep, way.runs)
     cells = _chosen(sweep.cells, way, sweep.name)
+    script = _script(sweep, cells, way)  # refused by SLURM before anything is made
     if way.dry_run:
-        return _preview(sweep, cells, way)
+        return _preview(sweep, cells, way, script)
     folder = freeze(sweep, way.runs)
     way.console.print(f"sweep {sweep.name}: {len(sweep.cells)} cells in {folder.path}", soft_wrap=True)
     return _run(folder, cells, way)
@@ -66,7 +76,7 @@ def resume(folder: SweepFolder, way: Way) -> int:
             _print_json(folder, found, FINISHED, metric)
         return FINISHED
     if way.dry_run:
-        return _preview(sweep, cells, way)
+        return _preview(sweep, cells, way, _script(sweep, cells, way))
     return _run(folder, cells, way)
 
 
@@ -84,7 +94,7 @@ def status(folder: SweepFolder, *, as_json: bool) -> int:
 
 
 def _run(folder: SweepFolder, cells: Sequence[Cell], way: Way) -> int:
-    if not way.local and scheduler.is_there():
+    if not way.local:
         from dist_trainer.launchers.sweep_submit import submit
 
         return submit(folder, cells, parallel=way.parallel, as_json=way.as_json)
@@ -114,21 +124,28 @@ def _chosen(cells: Sequence[Cell], way: Way, name: str) -> Sequence[Cell]:
     return chosen
 
 
-def _preview(sweep: Sweep, cells: Sequence[Cell], way: Way) -> int:
-    slurm = not way.local and scheduler.is_there()
-    script = None
-    if slurm:
-        from dist_trainer.launchers.sweep_submit import preview
+def _script(sweep: Sweep, cells: Sequence[Cell], way: Way) -> str:
+    """What SLURM would be sent; nothing for this machine."""
+    if way.local:
+        return ""
+    from dist_trainer.launchers.sweep_submit import preview
 
-        script = preview(sweep, cells, runs=way.runs, parallel=way.parallel)
+    return preview(sweep, cells, runs=way.runs, parallel=way.parallel)
+
+
+def _preview(sweep: Sweep, cells: Sequence[Cell], way: Way, script: str) -> int:
     if way.as_json:
         shown = [{"index": cell.index, "run": cell.run, "values": cell.values} for cell in cells]
-        print(json.dumps({"sweep": sweep.name, "dry_run": True, "cells": shown, "script": script}, indent=2))
+        print(
+            json.dumps(
+                {"sweep": sweep.name, "dry_run": True, "cells": shown, "script": script or None}, indent=2
+            )
+        )
         return FINISHED
     print_cells(sweep, cells, way.console)
     if script:
         sys.stdout.write(f"\n{script}")
-    where = "SLURM" if slurm else "this machine"
+    where = "this machine" if way.local else "SLURM"
     way.console.print(f"{len(cells)} cells for {where}; nothing was made or started", soft_wrap=True)
     return FINISHED
 

@@ -1,7 +1,7 @@
 """What a sweep's command line means: the cells of its grid, resolved, checked and frozen."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dist_trainer.config.check import check_all_in_child
@@ -44,14 +44,21 @@ def plan(
     *,
     name: str | None = None,
     draws: int | None = None,
+    check: Callable[[Loaded], Sequence[tuple[str, str]]] = lambda loaded: (),
 ) -> Sweep:
-    """The sweep that the words of the command mean. ConfigError lists the cells that are wrong, with why."""
+    """The sweep that the words of the command mean. ConfigError lists the cells that are wrong, with why.
+
+    `check` finds what else may be wrong, and the same in all cells: (dotted key, message) pairs.
+    """
     axes = parse_grid(grid)
     if problems := given_twice(axes, overrides):
         raise ConfigError("\n".join(problems))
     seed = _seed(files, overrides) if draws else 0
     table = drawn(axes, draws, seed=seed) if draws else combinations(axes)
-    configs = _resolved(files, overrides, table)
+    loaded = _resolved(files, overrides, table)
+    if wrong := check(loaded[0]):
+        raise loaded[0].error(wrong)
+    configs = [each.config for each in loaded]
     sweep = name or f"{configs[0].name}-sweep"
     check_name(sweep)
     cells = []
@@ -92,7 +99,7 @@ def _seed(files: Sequence[str], overrides: Sequence[str]) -> int:
         return 0
 
 
-def _resolved(files: Sequence[str], overrides: Sequence[str], table: Sequence[Values]) -> list[Config]:
+def _resolved(files: Sequence[str], overrides: Sequence[str], table: Sequence[Values]) -> list[Loaded]:
     loaded: dict[int, Loaded] = {}
     problems: dict[int, list[str]] = {}
     for index, values in enumerate(table):
@@ -103,7 +110,7 @@ def _resolved(files: Sequence[str], overrides: Sequence[str], table: Sequence[Va
     problems |= _wrong_targets(loaded)
     if problems:
         raise ConfigError(_listed(problems, table))
-    return [loaded[index].config for index in range(len(table))]
+    return list(loaded.values())
 
 
 def _wrong_targets(loaded: Mapping[int, Loaded]) -> dict[int, list[str]]:
