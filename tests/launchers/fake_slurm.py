@@ -55,13 +55,13 @@ class FakeSlurm:
         return [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
 
     def _write(self, name: str, body: str) -> None:
-        path = self.folder / name
-        path.unlink(missing_ok=True)
-        path.write_text(
+        new = self.folder / f".{name}"
+        new.write_text(
             f'#!{self.folder}/bash\necho {name} "$*" SQUEUE_USERS=$SQUEUE_USERS $SLURM_TIME_FORMAT'
             f" >> {self.asked}\n{body}"
         )
-        path.chmod(0o755)
+        new.chmod(0o755)
+        new.replace(self.folder / name)  # somebody may just be running the one before
 
 
 def queue_line(job: str, state: str, **fields: str) -> str:
