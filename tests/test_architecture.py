@@ -43,6 +43,7 @@ OWNERS = {
         "cli/training.py",
         "cli/looking.py",
         "cli/jobs.py",
+        "cli/submit.py",
         "cli/sweep.py",
     },
     "psutil": {"tracking/system_metrics.py"},
@@ -54,6 +55,7 @@ READ_THE_ENVIRONMENT = {
     "launchers/scheduler.py",  # to leave out what changes the output of squeue and sacct
     "launchers/preload.py",  # the agent's pid
     "launchers/workers.py",  # CUDA_VISIBLE_DEVICES, before torch is there
+    "launchers/slurm.py",  # what a submitted job does not take over
     "tracking/mlflow_sync.py",  # the MLflow client's retries and time-outs, in its own process
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

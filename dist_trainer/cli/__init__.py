@@ -6,11 +6,11 @@ torch, and their answer is there at once.
 
 import typer
 
-from dist_trainer.cli import jobs, looking, sweep, training
+from dist_trainer.cli import jobs, looking, submit, sweep, training
 from dist_trainer.cli.words import SETTINGS, Commands
 
 app = typer.Typer(cls=Commands, help="Train PyTorch models over many processes, and finish.", **SETTINGS)
-for part in (training, sweep, jobs, looking):
+for part in (training, submit, sweep, jobs, looking):
     app.add_typer(part.app)
 
 

@@ -44,10 +44,11 @@ class Snapshot:
         return Code(folder, path)
 
 
-def plan_snapshot(run_folder: Path, code: CodeFiles) -> Snapshot:
-    """Which snapshot of the run this code is: the last one, or the next. Writes nothing."""
+def plan_snapshot(run_folder: Path, code: CodeFiles, *, is_new: bool = False) -> Snapshot:
+    """Which snapshot of the run this code is: the last one, or the next; of a new run the first. Writes nothing."""
     digest = _digest(code, code.top)
-    numbers = [int(path.stem) for path in (run_folder / "code").glob("*.json") if path.stem.isdigit()]
+    there = [] if is_new else (run_folder / "code").glob("*.json")
+    numbers = [int(path.stem) for path in there if path.stem.isdigit()]
     last = max(numbers, default=0)
     path = run_folder / "code" / f"{last:04d}"
     if last and _is_the_same(path, code, digest):

@@ -55,6 +55,15 @@ def ended_by_early_stopping(run: RunFolder) -> bool:
     return total is not None and step is not None and step < total
 
 
+def nothing_left(run: RunFolder) -> str:
+    """Why there is nothing to train, and what would be."""
+    how, goes_on = "is finished", "a longer train.epochs goes on"
+    if ended_by_early_stopping(run):
+        how = f"was ended by early stopping at step {run.read_status().step}"
+        goes_on = "a higher train.early_stopping.patience or train.early_stopping=null goes on"
+    return f"run {run.path.name} {how}: --fresh trains it anew, {goes_on}"
+
+
 def _has_saved(run: RunFolder, config: Config) -> bool:
     """Whether there is, or was before it got lost, something that a changed configuration could spoil."""
     return last_saved_step(run.journal_path(0)) is not None or bool(open_store(run, config.checkpoint).list())

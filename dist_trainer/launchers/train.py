@@ -14,10 +14,10 @@ from dist_trainer.errors import FINISHED, STOPPED
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.accompany import accompany
 from dist_trainer.launchers.existing import (
-    ended_by_early_stopping,
     existing_run,
     is_done,
     move_aside,
+    nothing_left,
     rewrite_config,
 )
 from dist_trainer.launchers.results import Ending, show_error, show_json, show_json_error, show_results
@@ -94,11 +94,7 @@ def _stopped_early(config: Config, console: Console, as_json: bool) -> int:
 
 def _finished(run: RunFolder, config: Config, console: Console) -> Ending:
     status = run.read_status()
-    how, goes_on = "is finished", "a longer train.epochs goes on"
-    if ended_by_early_stopping(run):
-        how = f"was ended by early stopping at step {status.step}"
-        goes_on = "a higher train.early_stopping.patience or train.early_stopping=null goes on"
-    console.print(f"run {config.name} {how}: --fresh trains it anew, {goes_on}", soft_wrap=True)
+    console.print(nothing_left(run), soft_wrap=True)
     return Ending(run, config, "finished", FINISHED, status.step, status.results)
 
 

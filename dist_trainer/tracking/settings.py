@@ -36,8 +36,7 @@ class RunSettings:
     @property
     def database(self) -> Path | None:
         """The file of a sqlite store."""
-        match = _SQLITE.fullmatch(self.uri or "")
-        return Path(match[2]) if match else None
+        return database_of(self.uri or "")
 
     @property
     def is_server(self) -> bool:
@@ -52,6 +51,12 @@ class RunSettings:
         priority, where the training was shorter than that.
         """
         return _SERVER_S if self.is_server else _START_S
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of a sqlite URI."""
+    match = _SQLITE.fullmatch(uri)
+    return Path(match[2]) if match else None
 
 
 def resolve_uri(uri: str, folder: Path) -> str:
