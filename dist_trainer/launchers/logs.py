@@ -23,21 +23,29 @@ def show_logs(run: RunFolder, *, rank: int | None, attempt: int | None, follow: 
     UsageError where there is no such log, and none will come by itself.
     """
     printer = _Printer()
-    shown = printer.print_new(logs_of(run, rank, attempt))
-    may_come = attempt is None and (rank is None or newest_attempt(run) == 0)
-    if not shown or follow or not _is_told(run):
-        now = stand_in_queue(run, Queue())
-        if not shown and not (may_come and now.is_live):
-            raise no_log(run, rank, attempt)
-        if not follow and attempt is None and (now.state in WAITING or not shown):
-            _say(("\n" if shown else "") + _what_it_waits_for(now))
-    if not follow:
-        return 0
     try:
-        _Follower(run, rank, attempt, printer).follow()
+        _show_once(run, printer, rank, attempt, follow=follow)
+        if follow:
+            _Follower(run, rank, attempt, printer).follow()
     except KeyboardInterrupt:
+        if not follow:
+            raise
         _say("\nno longer following; the run goes on as it was")
     return 0
+
+
+def _show_once(
+    run: RunFolder, printer: "_Printer", rank: int | None, attempt: int | None, *, follow: bool
+) -> None:
+    shown = printer.print_new(logs_of(run, rank, attempt))
+    if shown and (follow or _is_told(run)):
+        return
+    now = stand_in_queue(run, Queue())
+    may_come = attempt is None and (rank is None or newest_attempt(run) == 0)
+    if not shown and not (may_come and now.is_live):
+        raise no_log(run, rank, attempt)
+    if not follow and attempt is None and (now.state in WAITING or not shown):
+        _say(("\n" if shown else "") + _what_it_waits_for(now))
 
 
 @dataclass
