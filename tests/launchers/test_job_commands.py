@@ -310,12 +310,11 @@ def test_ctrl_c_while_waiting_leaves_the_job(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(seconds: float) -> None:
+    def interrupt(job: str) -> None:
         raise KeyboardInterrupt
 
     run = runs.make("cnn", job="7")
-    slurm.says("squeue", queue_line("7", "RUNNING"))
-    monkeypatch.setattr("dist_trainer.launchers.wait.time.sleep", interrupt)
+    monkeypatch.setattr(wait, "find", interrupt)
     assert wait_for_end(run) == 130
     assert "no longer waiting; job 7 goes on" in capsys.readouterr().err
     assert not slurm.calls("scancel")
