@@ -4,6 +4,7 @@
       sweep.json    written once: {"id", "name", "created", "working_folder", "grid": {key: as given}, "random",
                     "cells": [{"index", "values": {key: value}, "run", "config": the run's config.yaml}, ...]}
       logs/         what the cells that ran on this machine printed: 0003.log
+      sweep.lock    held while cells are given to SLURM
       mlflow.json   the run in MLflow whose children the cells are: see tracking/sweep_parent.py
       slurm/, code/ as in a run folder, for the array job that runs the cells
     runs/<name>-0003/   cell 3, an ordinary run
@@ -16,12 +17,13 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dist_trainer.adapters.file_lock import Owner, hold
 from dist_trainer.adapters.files import create_exclusively
 from dist_trainer.config.schema import NAME_PATTERN
 from dist_trainer.errors import UsageError
@@ -118,6 +120,14 @@ class SweepFolder:
                 working_folder = self.sweep.working_folder
                 RunFolder.create(folder, cell.config, working_folder=working_folder, sweep=str(self.path))
         return RunFolder.open(folder)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Be the only one who gives cells to SLURM while the context lasts; UsageError names the other."""
+        return hold(self.path / "sweep.lock", held=self._held)
+
+    def _held(self, owner: Owner | None) -> UsageError:
+        who = f"pid {owner.pid} on host {owner.host}" if owner else "another command"
+        return UsageError(f"sweep {self.path.name} is being submitted by {who}; look again when it is done")
 
     def log_path(self, cell: Cell) -> Path:
         """What the cell prints where it runs on this machine."""

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def begin(sweep: Sweep, way: Way) -> int:
 
 def resume(folder: SweepFolder, way: Way) -> int:
     """Run the cells that are not finished and that nobody is about to run; the command's exit code."""
+    with nullcontext() if way.local else folder.lock():
+        return _resume(folder, way)
+
+
+def _resume(folder: SweepFolder, way: Way) -> int:
     sweep, console = folder.sweep, way.console
     metric = wanted_metric(folder)
     found = rows(folder, metric)

@@ -5,7 +5,7 @@ Script, log and code are in the sweep's folder; each cell's run folder links to 
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -37,17 +37,14 @@ def submit(folder: SweepFolder, cells: Sequence[Cell], *, parallel: int | None, 
     snapshot = plan_snapshot(folder.path, find_code(Path(sweep.working_folder), runs=folder.path.parent))
     text = _script(sweep, folder.path, cells, snapshot, parallel)
     (folder.path / "slurm").mkdir(mode=0o700, exist_ok=True)
-    with ExitStack() as stack:
-        for cell in cells:  # nobody trains them
-            stack.enter_context(folder.run_of(cell).lock())
-        slurm.test_only(text, config.slurm)
-        write_snapshot(snapshot)
-        try:
-            path = _next_script(folder.path)
-            job = slurm.send(text, path, config.slurm)
-        except slurm.Refused:
-            remove_snapshot(snapshot)
-            raise
+    slurm.test_only(text, config.slurm)
+    write_snapshot(snapshot)
+    path = _next_script(folder.path)
+    try:
+        job = slurm.send(text, path, config.slurm)
+    except slurm.Refused:
+        remove_snapshot(snapshot)
+        raise
     for cell in cells:
         _note(folder, cell, job, config.slurm.nodes, snapshot, path)
     _say(folder, cells, job, as_json=as_json)
