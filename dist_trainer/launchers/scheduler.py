@@ -26,7 +26,7 @@ _LIVE = {
     *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "RESV_DEL_HOLD"),
 }
 _ELEMENT = re.compile(r"_\d+$")
-_UNKNOWN_JOB = re.compile(r"invalid job id|no such job|job not found", re.IGNORECASE)
+_UNKNOWN_JOB = re.compile(r"invalid job id|no such job|job (\S+ )?not found", re.IGNORECASE)
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|accounting_storage/none", re.IGNORECASE)
 _REFUSED = re.compile(
     r"job id|permission|not permitted|already compl|pending|disabled|invalid|no longer", re.IGNORECASE
@@ -268,11 +268,11 @@ def _run(
         )
     except subprocess.TimeoutExpired:
         raise SchedulerUnavailable(f"{name} did not answer within {within_s:g} s") from None
-    said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+    if done.returncode == 0 and not (none and none.search(done.stderr)):
+        return done.stdout
+    said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
     if none is not None and none.search(said):
         return ""
-    if done.returncode == 0:
-        return done.stdout
     if re.search(r"configuration source|slurm[.]conf", said):
         raise SchedulerUnavailable(NO_SLURM)
     raise SchedulerUnavailable(f"{' '.join(command[:3])}: {said}")

@@ -20,7 +20,7 @@ from dist_trainer.launchers import wait
 from dist_trainer.launchers.scheduler import NO_SLURM
 from dist_trainer.launchers.wait import wait_for_end
 from dist_trainer.run_folder import Status
-from tests.launchers.fake_slurm import INVALID, NO_CONTROLLER, FakeSlurm, queue_line
+from tests.launchers.slurm_stand_ins import INVALID, NO_CONTROLLER, FakeSlurm, queue_line
 from tests.launchers.standing_runs import StandingRuns
 
 

@@ -17,7 +17,7 @@ from dist_trainer.launchers.scheduler import NO_SLURM
 from dist_trainer.launchers.standing import Standing, clock
 from dist_trainer.launchers.submissions import jobs_of, jobs_path, last_job
 from dist_trainer.run_folder import RunFolder, Status
-from tests.launchers.fake_slurm import NO_CONTROLLER, FakeSlurm, queue_line
+from tests.launchers.slurm_stand_ins import NO_CONTROLLER, FakeSlurm, queue_line
 from tests.launchers.standing_runs import StandingRuns
 
 

@@ -21,7 +21,7 @@ from dist_trainer.launchers.scheduler import (
     past_states,
     requeue,
 )
-from tests.launchers.fake_slurm import INVALID, NO_ACCOUNTS, NO_CONTROLLER, FakeSlurm, queue_line
+from tests.launchers.slurm_stand_ins import NO_ACCOUNTS, NO_CONTROLLER, FakeSlurm, queue_line
 
 SCONTROL = """
 JobId=470511 JobName=a b|c   JobState=FAILED Reason=x Restarts=7
@@ -153,6 +153,11 @@ def test_a_job_is_unknown_only_if_all_deny_it(slurm: FakeSlurm) -> None:
     assert past_states("7") == []
 
 
+def test_an_element_that_was_cancelled_before_it_began_is_denied_on_standard_output(slurm: FakeSlurm) -> None:
+    slurm.denies("scontrol", "Job 7_1 not found")
+    assert find("7_1") is None
+
+
 def test_an_empty_answer_beside_a_silent_controller_proves_nothing(slurm: FakeSlurm) -> None:
     slurm.says("sacct", "")
     slurm.fails("squeue", NO_CONTROLLER)
@@ -225,4 +230,3 @@ def test_nodelists_are_spelled_out_by_slurm(slurm: FakeSlurm) -> None:
     slurm.says("scontrol", {"show hostnames n[1-3,7]": "n1\nn2\nn3\nn7"})
     assert hostnames("n[1-3,7]") == ["n1", "n2", "n3", "n7"]
     assert hostnames("") == []
-    assert INVALID
