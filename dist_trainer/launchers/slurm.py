@@ -24,7 +24,8 @@ TASK = "dist_trainer.launchers.slurm_task"
 
 _SEND_S = 60.0
 _ONE_TASK_A_NODE = ("--kill-on-bad-exit=1", "--open-mode=append", "--export=ALL")
-_NO_ANSWER = re.compile(r"unable to contact|timed out|connection refused|controller not responding", re.I)
+_NO_ANSWER = re.compile(r"unable to contact|connection refused|controller not responding", re.IGNORECASE)
+_LATE_ANSWER = re.compile(r"timed out", re.IGNORECASE)  # it may well have taken the job
 _NO_CONFIGURATION = re.compile(r"configuration source|cannot find the configuration|slurm[.]conf")
 _A_JOBS_OWN = ("SLURM_", "SLURMD_", "SRUN_", "PMI", "SUBMITIT_", "DIST_TRAINER_", "TORCHELASTIC_")
 _TORCHRUNS = {
@@ -104,7 +105,7 @@ def send(text: str, path: Path, slurm: SlurmConfig) -> str:
         stream.write(text)
     try:
         answer = _sbatch(["--parsable", str(path)], slurm).stdout.strip()
-    except Refused:
+    except (Refused, SchedulerUnavailable):
         path.unlink()
         raise
     job = answer.partition(";")[0]
@@ -213,6 +214,8 @@ def _sbatch(
     words = _words(done.stderr) or f"sbatch ended with {done.returncode}"
     if _NO_CONFIGURATION.search(words):
         raise SchedulerUnavailable(NO_SLURM)
+    if _LATE_ANSWER.search(words):
+        raise Unanswered(f"SLURM did not answer in time: {words}; whether it has the job, squeue shows")
     if _NO_ANSWER.search(words):
         raise SchedulerUnavailable(f"SLURM does not answer: {words}")
     raise Refused(words)

@@ -35,7 +35,7 @@ _REFUSALS = (  # SLURM's words, and the keys that they are about, the likeliest 
     (r"license", ("slurm.options.licenses",)),
     (r"reservation", ("slurm.options.reservation",)),
     (r"dependency", ("slurm.options.dependency",)),
-    (r"node (count|configuration)|processors", ("slurm.options.cpus-per-task", "slurm.nodes")),
+    (r"node count", ("slurm.nodes",)),
 )
 
 
