@@ -20,7 +20,8 @@ from dist_trainer.tracking.journal import last_saved_step
 NO_PROGRESS = 93
 _FAILURES_OF_A_NODE = 2
 _FAILURES_WITHOUT_PROGRESS = 3
-_NEAR_THE_END_S = 150.0  # SLURM may send its signal a minute early
+_EARLY_S = 150.0  # before the limit: SLURM may send its signal a minute early
+_LATE_S = 5.0  # but it ends the job at the limit, not before
 _WANTED_BACK = ("preempted", "time limit", "signal")  # no failure: as often as it takes
 
 Cause = Literal["preempted", "time limit", "signal", "failure", "lost", "finished", "cancelled", "requeued"]
@@ -41,11 +42,10 @@ def decide(
     """Judge an ending. `was_ended`: TERM came; `record` is what the controller says of the job just now."""
     if ending.state == "finished":
         return Decision(False, "finished", "")
-    is_up = _is_time_up(record, job, now)
     if was_ended:
         if record and _has_been_requeued(record, job):
             return Decision(False, "requeued", "SLURM has put the job back into the queue")
-        if is_up:
+        if _is_time_up(record, job, now, within_s=_LATE_S):
             return Decision(True, "time limit", "the job's time is up")
         if record and record.state == "PREEMPTED":
             return Decision(True, "preempted", "the job was preempted")
@@ -55,7 +55,10 @@ def decide(
     if ending.state == "stopped":
         if not ending.run_again:
             return Decision(False, "cancelled", "stopped by a signal")
-        if is_up or ending.run.read_status().reason == "time limit":
+        if (
+            _is_time_up(record, job, now, within_s=_EARLY_S)
+            or ending.run.read_status().reason == "time limit"
+        ):
             return Decision(True, "time limit", "the job's time is nearly up")
         if record and record.preempted:
             return Decision(True, "preempted", "the job is preempted")
@@ -63,11 +66,12 @@ def decide(
     return Decision(ending.run_again, "failure", ending.message)
 
 
-def _is_time_up(record: JobRecord | None, job: SlurmJob, now: float) -> bool:
+def _is_time_up(record: JobRecord | None, job: SlurmJob, now: float, *, within_s: float) -> bool:
     if record and (record.state == "TIMEOUT" or record.reason == "TimeLimit"):
         return True
-    end = record.end if record and record.end else job.end_time
-    return end is not None and now > end - _NEAR_THE_END_S and not (record and record.preempted)
+    # what the controller says of a job that is ending is when it ended
+    end = record.end if record and record.end and record.state == "RUNNING" else job.end_time
+    return end is not None and now > end - within_s and not (record and record.preempted)
 
 
 def _has_been_requeued(record: JobRecord, job: SlurmJob) -> bool:

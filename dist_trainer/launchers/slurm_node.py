@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
@@ -107,6 +108,7 @@ class _FirstNode:
     def _launch(self) -> Ending:
         record = ask(self._job)
         end_time = record.end if record and record.end else self._job.end_time
+        self._job = replace(self._job, end_time=end_time)
         self._introduce(record, end_time)
         from dist_trainer.launchers import agent  # imports torch, while the forkserver does
 

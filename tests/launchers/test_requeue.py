@@ -85,6 +85,12 @@ def test_after_term_the_controller_says_who_ended_the_job(
     assert (decision.requeue, decision.cause) == (requeue, cause)
 
 
+def test_a_job_that_is_cancelled_shortly_before_its_end_stays_cancelled(run: RunFolder) -> None:
+    stopped = ending(run, "stopped", again=True)
+    assert judge(stopped, ended=True, now=9_900.0, state="COMPLETING", end=9_900.0).cause == "cancelled"
+    assert judge(stopped, ended=True, now=9_999.0, state="COMPLETING", end=9_999.0).cause == "time limit"
+
+
 def test_a_step_that_ends_because_another_node_died_is_requeued(run: RunFolder) -> None:
     decision = judge(ending(run, "stopped", again=True, failed=True), ended=True)
     assert (decision.requeue, decision.cause) == (True, "lost")
