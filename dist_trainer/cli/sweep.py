@@ -6,6 +6,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dist_trainer.cli.words import RUNS, SETTINGS, Json, Runs, exit_with, note_run, split
+from dist_trainer.config.near import did_you_mean
+from dist_trainer.errors import UsageError
 
 _BEGIN = "begin"
 
@@ -87,6 +89,8 @@ def begin(
     `sweep best NAME` compares them by a metric; each has a --help of its own.
     """
     files, values = split(arguments)
+    if not grid and files and (near := did_you_mean(files[0], ["status", "resume", "best"])):
+        raise UsageError(f"sweep {files[0]}: there is no such word{near}")
     from dist_trainer.launchers.cluster_options import option_problems
     from dist_trainer.launchers.sweep import Way, is_local
     from dist_trainer.launchers.sweep import begin as start

@@ -206,7 +206,7 @@ def test_the_cores_are_divided_among_cells_beside_each_other(sweep: Sweep, tmp_p
     ("words", "message"),
     [
         (["line.yaml"], "a sweep needs --grid KEY=VALUES"),
-        (["statu", "line-sweep"], "a sweep needs --grid KEY=VALUES"),
+        (["statu", "line-sweep"], "sweep statu: there is no such word; did you mean status?"),
         (["status", "nothing"], "no sweep 'nothing'"),
         (["line.yaml", "--grid", "seed=0:2", "--only", "2", "--local"], "--only 2: sweep line-sweep has no such"),
         (["nothing.yaml", "--grid", "seed=0:2"], "nothing.yaml: cannot be read"),
