@@ -93,7 +93,16 @@ def shown(command: Command) -> dict[str, Any]:
 
 
 def test_a_failed_cell_fails_nobody_else_and_resume_runs_it_alone(sweep: Sweep, tmp_path: Path) -> None:
-    words = ["line.yaml", "--grid", "model.fail=false,true", "--grid", "seed=0:2", "--local", "--parallel", "2"]
+    words = [
+        "line.yaml",
+        "--grid",
+        "model.fail=false,true",
+        "--grid",
+        "seed=0:2",
+        "--local",
+        "--parallel",
+        "2",
+    ]
     first = ended(sweep(*words), 1)
     assert states(tmp_path, 4) == ["finished", "finished", "failed", "failed"]
     assert "cell 0 (model.fail=false, seed=0) started" in first.stdout
@@ -117,7 +126,16 @@ def test_a_failed_cell_fails_nobody_else_and_resume_runs_it_alone(sweep: Sweep, 
 
 
 def test_ctrl_c_saves_every_cell_and_a_resume_finishes_all(sweep: Sweep, tmp_path: Path) -> None:
-    words = ["line.yaml", "model.pause_s=0.1", "train.epochs=3", "--grid", "seed=0:3", "--local", "--parallel", "2"]
+    words = [
+        "line.yaml",
+        "model.pause_s=0.1",
+        "train.epochs=3",
+        "--grid",
+        "seed=0:3",
+        "--local",
+        "--parallel",
+        "2",
+    ]
     first = sweep(*words)
     wait_for(lambda: cell_is_there(tmp_path, 1) and is_training(tmp_path, 0) and is_training(tmp_path, 1))
     first.send_to_group(signal.SIGINT)
@@ -157,7 +175,9 @@ def test_cells_of_a_sweep_that_is_killed_save_and_stop(sweep: Sweep, tmp_path: P
 
 
 def test_a_cell_killed_without_a_word_is_run_again(sweep: Sweep, tmp_path: Path) -> None:
-    first = sweep("line.yaml", "model.pause_s=0.1", "checkpoint.every_steps=1", "--grid", "seed=0:2", "--local")
+    first = sweep(
+        "line.yaml", "model.pause_s=0.1", "checkpoint.every_steps=1", "--grid", "seed=0:2", "--local"
+    )
     wait_for(lambda: cell_is_there(tmp_path, 0) and is_training(tmp_path, 0))
     for pid, line in first.others().items():
         if "sweep_cell" in line:
@@ -175,7 +195,11 @@ def test_one_cell_alone_and_other_commands_by_its_name(
     sweep: Sweep, command: Callable[..., Command], tmp_path: Path
 ) -> None:
     ended(sweep("line.yaml", "--grid", "seed=0:3", "--name", "mine", "--only", "1", "--local"), 0)
-    assert [cell(tmp_path, index, "mine").read_status().state for index in range(3)] == ["new", "finished", "new"]
+    assert [cell(tmp_path, index, "mine").read_status().state for index in range(3)] == [
+        "new",
+        "finished",
+        "new",
+    ]
     refused = ended(sweep("resume", "mine", "--only", "1", "--local"), 2)
     assert "--only 1: sweep mine has no such cell to run; there is 0, 2" in refused.stderr
     evaluated = command("-m", "dist_trainer.cli", "evaluate", "mine-0001", "--split", "val", "--json")
@@ -183,7 +207,15 @@ def test_one_cell_alone_and_other_commands_by_its_name(
 
 
 def test_a_dry_run_makes_nothing(sweep: Sweep, tmp_path: Path) -> None:
-    words = ["line.yaml", "--grid", "optimizer.lr=loguniform(1e-3,1e-1)", "--random", "3", "--local", "--dry-run"]
+    words = [
+        "line.yaml",
+        "--grid",
+        "optimizer.lr=loguniform(1e-3,1e-1)",
+        "--random",
+        "3",
+        "--local",
+        "--dry-run",
+    ]
     first = ended(sweep(*words), 0)
     assert first.stdout.count("line-sweep-000") == 3
     assert first.stdout.endswith("3 cells for this machine; nothing was made or started\n")
@@ -208,7 +240,10 @@ def test_the_cores_are_divided_among_cells_beside_each_other(sweep: Sweep, tmp_p
         (["line.yaml"], "a sweep needs --grid KEY=VALUES"),
         (["statu", "line-sweep"], "sweep statu: there is no such word; did you mean status?"),
         (["status", "nothing"], "no sweep 'nothing'"),
-        (["line.yaml", "--grid", "seed=0:2", "--only", "2", "--local"], "--only 2: sweep line-sweep has no such"),
+        (
+            ["line.yaml", "--grid", "seed=0:2", "--only", "2", "--local"],
+            "--only 2: sweep line-sweep has no such",
+        ),
         (["nothing.yaml", "--grid", "seed=0:2"], "nothing.yaml: cannot be read"),
     ],
 )
