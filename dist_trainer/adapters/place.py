@@ -1,17 +1,15 @@
-"""Where a process stands: torchrun's, our agent's and SLURM's environment variables, and the device."""
+"""Where a process stands: torchrun's and our agent's environment variables, and the device."""
 
 import os
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from dist_trainer.adapters.slurm_job import JOB_END_VARIABLE, SIGNAL_BEFORE_VARIABLE, SlurmJob
 from dist_trainer.errors import ConfigError
 
 FENCE_VARIABLE = "DIST_TRAINER_FENCE"
-JOB_END_VARIABLE = "DIST_TRAINER_JOB_END"
-SIGNAL_BEFORE_VARIABLE = "DIST_TRAINER_SIGNAL_BEFORE_S"
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Place:
         """Read torchrun's variables, and SLURM's where our agent started this process."""
         environment = os.environ
         fence = environment.get(FENCE_VARIABLE)
-        job = _job(environment) if fence else None
+        job = SlurmJob.from_environment() if fence else None
         end = environment.get(JOB_END_VARIABLE)
         return cls(
             rank=int(environment.get("RANK", 0)),
@@ -44,17 +42,12 @@ class Place:
             local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
             launched="RANK" in environment,
             fence=int(fence) if fence else None,
-            node=(environment.get("SLURMD_NODENAME") if job else None) or socket.gethostname(),
-            job=job,
-            restart=int(environment.get("SLURM_RESTART_COUNT", 0)) if job else 0,
+            node=job.node if job else socket.gethostname(),
+            job=job.job if job else None,
+            restart=job.restart if job else 0,
             job_end=float(end) if end else None,
             signal_before_s=float(environment.get(SIGNAL_BEFORE_VARIABLE, 0)),
         )
-
-
-def _job(environment: Mapping[str, str]) -> str | None:
-    array, task = (environment.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
-    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID")
 
 
 def choose_device(wanted: str, place: Place) -> torch.device:

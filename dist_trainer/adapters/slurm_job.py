@@ -4,6 +4,10 @@ import os
 import socket
 from dataclasses import dataclass
 
+# what our agent tells its workers of their job's time limit: its end in unix seconds, and SLURM's early signal
+JOB_END_VARIABLE = "DIST_TRAINER_JOB_END"
+SIGNAL_BEFORE_VARIABLE = "DIST_TRAINER_SIGNAL_BEFORE_S"
+
 
 @dataclass(frozen=True)
 class SlurmJob:

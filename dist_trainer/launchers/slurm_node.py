@@ -8,8 +8,9 @@ from functools import partial
 
 from rich.console import Console
 
-from dist_trainer.adapters.slurm_job import SlurmJob
+from dist_trainer.adapters.slurm_job import JOB_END_VARIABLE, SIGNAL_BEFORE_VARIABLE, SlurmJob
 from dist_trainer.config.load import read_config
+from dist_trainer.config.sbatch_options import signal_before_s
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import FINISHED, DistTrainerError
 from dist_trainer.launchers import forkserver, scheduler
@@ -24,7 +25,6 @@ from dist_trainer.launchers.workers import count_workers, fed_by_batch, gpus_by_
 from dist_trainer.run_folder import RunFolder, Status
 
 _FIRST_NODE_MAY_TAKE_S = 300.0
-_JOB_END_VARIABLE = "DIST_TRAINER_JOB_END"
 
 
 def run_node(run: RunFolder, job: SlurmJob, requests: StopRequests) -> int:
@@ -55,13 +55,16 @@ def _run_other_node(run: RunFolder, job: SlurmJob, config: Config, requests: Sto
     workers = count_workers(config, agent.visible_gpus())
     endpoint = f"{meeting.address}:{meeting.port}"
     nodes = agent.Nodes(job.node_count, job.node_rank, endpoint, job.node)
-    variables = _variables(meeting.end_time)
+    variables = _variables(config, meeting.end_time)
     outcome = agent.launch(run, config, workers=workers, nodes=nodes, requests=requests, variables=variables)
     print(f"{job.node}: {outcome.state}", outcome.message, flush=True)
 
 
-def _variables(end_time: float | None) -> dict[str, str]:
-    return {} if end_time is None else {_JOB_END_VARIABLE: str(end_time)}
+def _variables(config: Config, end_time: float | None) -> dict[str, str]:
+    """What a worker needs to stop by the job's clock."""
+    if end_time is None:
+        return {}
+    return {JOB_END_VARIABLE: str(end_time), SIGNAL_BEFORE_VARIABLE: str(signal_before_s(config.slurm))}
 
 
 class _FirstNode:
@@ -125,7 +128,7 @@ class _FirstNode:
             self._config,
             workers=workers,
             nodes=nodes,
-            variables=_variables(end_time),
+            variables=_variables(self._config, end_time),
         )
         return accompany(launch, self._run, self._config, self._requests, self._console)
 

@@ -32,9 +32,9 @@ def ending(run: RunFolder, state: str, *, again: bool = False, failed: bool = Fa
     return Ending(run, Config.model_construct(), state, code, 10, {}, failure, what, run_again=again)
 
 
-def judge(end: Ending, *, ended: bool = False, now: float = LONG_BEFORE_THE_END, **record: Any) -> Decision:
+def judge(how: Ending, *, ended: bool = False, now: float = LONG_BEFORE_THE_END, **record: Any) -> Decision:
     known = JobRecord("7", **{"state": "RUNNING", "restarts": 1, **record})
-    return decide(end, was_ended=ended, record=known, job=JOB, now=now)
+    return decide(how, was_ended=ended, record=known, job=JOB, now=now)
 
 
 def test_a_finished_run_is_not_requeued_whatever_came_while_it_ended(run: RunFolder) -> None:
