@@ -54,7 +54,8 @@ def _code_of(sent: Sent) -> str:
         return "as it is when the job starts (--no-snapshot)"
     code = sent.snapshot.code
     again = ", as submitted before" if sent.snapshot.is_there else ""
-    size = f"{len(code.files) + len(code.links)} files, {code.bytes / 1e6:.1f} MB"
+    count = len(code.files) + len(code.links)
+    size = f"{count} file{'s' * (count != 1)}, {code.bytes / 1e6:.1f} MB"
     return f"{sent.snapshot.name}: {size}{again}"
 
 

@@ -11,7 +11,7 @@ from dist_trainer.adapters.storage import Storage
 from dist_trainer.config.load import Loaded
 from dist_trainer.config.schema import Config, SlurmConfig
 from dist_trainer.errors import ConfigError, StorageError, UsageError
-from dist_trainer.launchers.scheduler import find
+from dist_trainer.launchers.scheduler import find_by_scontrol, find_by_squeue
 from dist_trainer.launchers.submissions import jobs_of
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.settings import database_of, resolve_uri
@@ -20,9 +20,9 @@ _CONNECT_S = 2.0
 _ON_CPU = 2
 _CORES = ("cpus-per-task", "cpus-per-gpu", "mincpus", "exclusive", "threads-per-core")
 _REFUSALS = (  # SLURM's words, and the keys that they are about, the likeliest first
-    (r"partition", ("slurm.partition",)),
     (r"time limit", ("slurm.time", "slurm.partition")),
     (r"account", ("slurm.options.account", "slurm.partition")),
+    (r"partition", ("slurm.partition",)),
     (r"qos", ("slurm.options.qos",)),
     (
         r"gres|gpu",
@@ -40,9 +40,12 @@ _REFUSALS = (  # SLURM's words, and the keys that they are about, the likeliest 
 
 
 def refuse_live_job(run: RunFolder) -> None:
-    """UsageError where a job of the run is in SLURM's hands: two would train it at once."""
+    """UsageError where a job of the run is in SLURM's hands: two would train it at once.
+
+    The controller knows every job that lives, so the accounts are not asked: they may be down.
+    """
     for submission in reversed(jobs_of(run)):
-        record = find(submission.job)
+        record = find_by_squeue(submission.job) or find_by_scontrol(submission.job)
         if record is not None and record.is_live:
             why = f" ({record.reason})" if record.reason else f" on {record.nodes}" if record.nodes else ""
             name = run.path.name

@@ -42,7 +42,10 @@ _SQUEUE = """#!/bin/bash
 cat {folder}/queue
 """
 _SRUN = """#!/bin/bash
-case "$*" in *--help*) cat {folder}/help; exit 0;; esac
+case "$*" in
+  *--help*) cat {folder}/help; exit 0;;
+  *--version*) echo "srun: unrecognized option '$1'" >&2; exit 255;;
+esac
 printf '%s\\0' "$@" > {folder}/srun-arguments
 env -0 > {folder}/srun-environment
 exit "$(cat {folder}/srun-code)"
@@ -60,7 +63,7 @@ class FakeSlurm:
         self.folder = folder
         folder.mkdir()
         scripts = {"sbatch": _SBATCH, "squeue": _SQUEUE, "srun": _SRUN}
-        for name, text in {**scripts, "scontrol": _NOBODY, "sacct": _NOBODY, "scancel": _SQUEUE}.items():
+        for name, text in {**scripts, "scontrol": _NOBODY, "sacct": _NOBODY}.items():
             path = folder / name
             path.write_text(text.format(folder=folder) if text is not _NOBODY else text)
             path.chmod(0o700)
