@@ -192,6 +192,11 @@ def _without_a_word(seen: _Seen) -> tuple[str, str]:
     if record is not None:
         return "lost", f"SLURM says: {how_it_ended(record.state)} ({record.state})"
     if seen.status.state == "new":
+        if seen.submission and seen.answered:
+            return (
+                "new",
+                f"SLURM no longer knows job {seen.submission.job}, which never started: submit it again",
+            )
         return "new", "submitted, not started yet" if seen.submission else "not started yet"
     return "lost", "ended without a word; the same command goes on from its last checkpoint"
 

@@ -141,6 +141,15 @@ def test_what_squeue_does_not_list_is_looked_for_where_the_folder_cannot_know(
     assert (row.state, row.note, row.source) == ("lost", "SLURM says: a node failed (NODE_FAIL)", "sacct")
 
 
+def test_a_job_that_left_the_queue_before_it_began_is_not_waited_for(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    row = stand(runs.make("cnn", job="7_1"))
+    assert (row.state, row.is_live) == ("new", False) and "submit it again" in row.note
+    slurm.says("squeue", queue_line("7_1", "CANCELLED"))
+    assert stand(runs.make("other", job="7_1")).note == "cancelled before it started"
+
+
 def test_a_run_that_told_its_end_needs_no_one_else(slurm: FakeSlurm, runs: StandingRuns) -> None:
     runs.make("a", job="7", status=Status("finished", step=5000))
     runs.make("b", job="8", status=Status("failed", "optimizer.lr must be > 0\nmore"))
