@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def main() -> int:
+    from dist_trainer.adapters.files import write_json
     from dist_trainer.config.schema import Config
     from dist_trainer.launchers import forkserver
     from dist_trainer.run_folder import RunFolder
@@ -30,7 +31,7 @@ def main() -> int:
     nodes = Nodes()
     if place := os.environ.get("NODE"):
         rank, endpoint = place.split()
-        nodes = Nodes(2, int(rank), endpoint, "127.0.0.1")
+        nodes = Nodes(2, int(rank), endpoint, "127.0.0.1", lambda port: write_json(run.path / "port", port))
     outcome = launch(
         run,
         config,

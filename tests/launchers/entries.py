@@ -85,6 +85,17 @@ def killed_three_times(run_folder: str) -> None:
     rank.group.leave()
 
 
+def killed_when_asked(run_folder: str) -> None:
+    """Steps until a file says which rank is to die."""
+    rank = Rank(run_folder)
+    rank.note("pid", os.getpid())
+    for number in range(10_000):
+        rank.step(number)
+        if (rank.run.path / f"kill-{rank.rank}").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
+
+
 def rank_two_fails(run_folder: str) -> None:
     """Rank 2 raises at a step that depends on the attempt, and the others lose their connection."""
     rank = Rank(run_folder)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dist_trainer.run_folder import RunFolder
-from tests.launchers.processes import Command, catches, wait_for
+from dist_trainer.run_folder import RunFolder, Status
+from tests.launchers.processes import Command, catches, last_object, wait_for
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -44,6 +44,48 @@ def test_two_agents_of_ours_meet_restart_together_and_take_one_fence_a_start(
     assert run.highest_fence() == 5
     ends = [line for line in run.attempts() if line["event"] == "end"]
     assert [line["attempt"] for line in ends] == [1, 2, 3, 4, 5]
+
+
+def test_node_0_takes_a_free_port_and_says_which(launch: Callable[..., Command], run: RunFolder) -> None:
+    first = launch("finish", 1, environment={"NODE": "0 127.0.0.1:0"})
+    wait_for(lambda: (run.path / "port").exists())
+    port = int((run.path / "port").read_text())
+    second = launch("finish", 1, environment={"NODE": f"1 127.0.0.1:{port}"})
+    for agent in (first, second):
+        assert agent.finish(60) == 0, agent.stderr
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_every_node_names_the_rank_that_was_killed_though_it_left_no_word(
+    launch: Callable[..., Command], run: RunFolder, victim: int
+) -> None:
+    port = free_port()
+    agents = [
+        launch("killed_when_asked", 1, "max_restarts=0", environment={"NODE": f"{rank} 127.0.0.1:{port}"})
+        for rank in range(2)
+    ]
+    wait_for(lambda: all((run.path / f"pid-1-{rank}").exists() for rank in range(2)))
+    (run.path / f"kill-{victim}").touch()
+    for agent in agents:
+        assert agent.finish(60) == 1
+        told = last_object(agent.stdout)["message"]
+        assert told == f"rank {victim} was killed by SIGKILL (out of memory?)"
+    (end,) = [line for line in run.attempts() if line["event"] == "end"]
+    assert (end["cause"], end["node"]) == ("killed", "127.0.0.1")
+
+
+def test_an_agent_that_was_overtaken_starts_nothing_and_leaves_the_status_alone(
+    launch: Callable[..., Command], run: RunFolder
+) -> None:
+    agent = launch("killed_when_asked", 2)
+    wait_for(lambda: (run.path / "pid-1-1").exists())
+    newer = Status("running", "by another start", 7)
+    run.new_fence({})
+    run.write_status(newer)
+    (run.path / "kill-1").touch()
+    assert agent.finish(60) == 1
+    assert last_object(agent.stdout)["message"] == "run test went on elsewhere, in attempt 2"
+    assert (run.highest_fence(), run.read_status()) == (2, newer)
 
 
 def test_a_request_while_waiting_for_the_other_nodes_is_heard(
