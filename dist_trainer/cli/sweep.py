@@ -1,5 +1,6 @@
 """The `sweep` command: a configuration and a grid begin one; status, resume and best are words of their own."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
@@ -51,6 +52,9 @@ Parallel = Annotated[
 Local = Annotated[bool, typer.Option("--local", help="Run on this machine even where there is SLURM.")]
 Only = Annotated[int | None, typer.Option(metavar="CELL", help="Run this cell alone, by its number.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and make nothing.")]
+NoSnapshot = Annotated[
+    bool, typer.Option("--no-snapshot", help="Run the code as it is when a cell starts, without a copy.")
+]
 
 
 @sweep_app.command(_BEGIN, cls=BeginCommand, hidden=True)
@@ -80,6 +84,7 @@ def begin(
         str | None, typer.Option(help="The sweep's name; default: the configuration's and -sweep.")
     ] = None,
     dry_run: DryRun = False,
+    no_snapshot: NoSnapshot = False,
     runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -91,16 +96,15 @@ def begin(
     files, values = split(arguments)
     if not grid and files and (near := did_you_mean(files[0], ["status", "resume", "best"])):
         raise UsageError(f"sweep {files[0]}: there is no such word{near}")
-    from dist_trainer.launchers.cluster_options import option_problems
-    from dist_trainer.launchers.sweep import Way, is_local
+    from dist_trainer.launchers.sweep import Way, check_cell, is_local
     from dist_trainer.launchers.sweep import begin as start
     from dist_trainer.launchers.sweep_plan import plan
 
     here = is_local(local, as_json=as_json)
-    check = (lambda loaded: []) if here else option_problems
-    sweep = plan(files, values, grid or [], name=name, draws=draws, check=check)
-    note_run(ctx, sweep.name)
-    exit_with(start(sweep, Way(here, parallel, only, dry_run, runs, as_json)))
+    check = partial(check_cell, local=here)
+    planned = plan(files, values, grid or [], name=name, draws=draws, check=check)
+    note_run(ctx, planned.sweep.name)
+    exit_with(start(planned, Way(here, parallel, only, dry_run, not no_snapshot, runs, as_json)))
 
 
 @sweep_app.command()
@@ -119,6 +123,7 @@ def resume(
     local: Local = False,
     only: Only = None,
     dry_run: DryRun = False,
+    no_snapshot: NoSnapshot = False,
     runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -129,7 +134,7 @@ def resume(
 
     found = find_sweep(sweep, runs)
     here = is_local(local, as_json=as_json)
-    exit_with(start(found, Way(here, parallel, only, dry_run, runs, as_json)))
+    exit_with(start(found, Way(here, parallel, only, dry_run, not no_snapshot, runs, as_json)))
 
 
 @sweep_app.command()

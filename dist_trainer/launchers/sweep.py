@@ -1,23 +1,26 @@
 """The `sweep` commands below the command line: begin one, see how it stands, run what is missing, name the best."""
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from dist_trainer.config.load import Loaded
 from dist_trainer.config.schema import BestConfig
-from dist_trainer.errors import FINISHED, UsageError
+from dist_trainer.errors import FINISHED, DistTrainerError, UsageError
 from dist_trainer.launchers import scheduler
 from dist_trainer.launchers.sweep_local import LocalSweep
-from dist_trainer.launchers.sweep_plan import freeze, refuse_existing
+from dist_trainer.launchers.sweep_plan import Planned, freeze, refuse_existing, unmake
 from dist_trainer.launchers.sweep_rows import Row, rows, wanted_metric
 from dist_trainer.launchers.sweep_screen import SweepScreen, in_folder, print_cells, print_rows
 from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder
+
+if TYPE_CHECKING:
+    from dist_trainer.launchers.sweep_submit import ArrayJob
 
 RUNS = Path("runs")
 
@@ -30,6 +33,7 @@ class Way:
     parallel: int | None = None  # at a time; None: one here, all of them in SLURM
     only: int | None = None  # this cell alone
     dry_run: bool = False
+    snapshot: bool = True  # of the code, for a job
     runs: Path = RUNS
     as_json: bool = False
 
@@ -48,16 +52,52 @@ def is_local(wanted: bool, *, as_json: bool) -> bool:
     return True
 
 
-def begin(sweep: Sweep, way: Way) -> int:
+def check_cell(loaded: Loaded, *, local: bool) -> Sequence[tuple[str, str]]:
+    """What is wrong with a cell where it is to run: (dotted key, message) pairs."""
+    if not local:
+        from dist_trainer.launchers.sweep_submit import check_for_slurm
+
+        return check_for_slurm(loaded)
+    workers, size = loaded.config.launch.workers_per_node, loaded.config.data.global_batch_size
+    if not isinstance(workers, int) or workers <= size:
+        return []
+    return [("data.global_batch_size", f"must be at least the number of ranks, {workers}, got {size}")]
+
+
+def begin(planned: Planned, way: Way) -> int:
     """Freeze the sweep and run it; the command's exit code."""
+    sweep = planned.sweep
     refuse_existing(sweep, way.runs)
     cells = _chosen(sweep.cells, way, sweep.name)
-    script = _script(sweep, cells, way)  # refused by SLURM before anything is made
+    job = None
+    if not way.local:
+        from dist_trainer.launchers.sweep_submit import prepare
+
+        path = Path(way.runs, sweep.name).absolute()
+        modules, parallel = planned.modules, way.parallel
+        job = prepare(
+            sweep, path, cells, planned.first, modules=modules, parallel=parallel, snapshot=way.snapshot
+        )
     if way.dry_run:
-        return _preview(sweep, cells, way, script)
+        return _preview(sweep, cells, way, job)
     folder = freeze(sweep, way.runs)
+    if job is not None:
+        return _send_or_unmake(folder, job, way)
     way.console.print(f"sweep {sweep.name}: {len(sweep.cells)} cells in {folder.path}", soft_wrap=True)
-    return _run(folder, cells, way)
+    return _run_here(folder, cells, way)
+
+
+def _send_or_unmake(folder: SweepFolder, job: "ArrayJob", way: Way) -> int:
+    from dist_trainer.launchers.slurm import Unanswered
+    from dist_trainer.launchers.sweep_submit import send
+
+    try:
+        return send(folder, job, as_json=way.as_json)
+    except Unanswered:
+        raise
+    except DistTrainerError:
+        unmake(folder)
+        raise
 
 
 def resume(folder: SweepFolder, way: Way) -> int:
@@ -81,9 +121,14 @@ def _resume(folder: SweepFolder, way: Way) -> int:
         if way.as_json:
             _print_json(folder, found, FINISHED, metric)
         return FINISHED
-    if way.dry_run:
-        return _preview(sweep, cells, way, _script(sweep, cells, way))
-    return _run(folder, cells, way)
+    if way.local:
+        return _preview(sweep, cells, way, None) if way.dry_run else _run_here(folder, cells, way)
+    from dist_trainer.launchers.sweep_submit import first_of, modules_of, prepare, send
+
+    modules, parallel = modules_of(folder, cells), way.parallel
+    first = first_of(folder, cells)
+    job = prepare(sweep, folder.path, cells, first, modules=modules, parallel=parallel, snapshot=way.snapshot)
+    return _preview(sweep, cells, way, job) if way.dry_run else send(folder, job, as_json=way.as_json)
 
 
 def status(folder: SweepFolder, *, as_json: bool) -> int:
@@ -97,14 +142,6 @@ def status(folder: SweepFolder, *, as_json: bool) -> int:
     print_rows(folder.sweep, found, metric, console)
     console.print(_next(folder, found), markup=False, soft_wrap=True)
     return FINISHED
-
-
-def _run(folder: SweepFolder, cells: Sequence[Cell], way: Way) -> int:
-    if not way.local:
-        from dist_trainer.launchers.sweep_submit import submit
-
-        return submit(folder, cells, parallel=way.parallel, as_json=way.as_json)
-    return _run_here(folder, cells, way)
 
 
 def _run_here(folder: SweepFolder, cells: Sequence[Cell], way: Way) -> int:
@@ -130,27 +167,18 @@ def _chosen(cells: Sequence[Cell], way: Way, name: str) -> Sequence[Cell]:
     return chosen
 
 
-def _script(sweep: Sweep, cells: Sequence[Cell], way: Way) -> str:
-    """What SLURM would be sent; nothing for this machine."""
-    if way.local:
-        return ""
-    from dist_trainer.launchers.sweep_submit import preview
-
-    return preview(sweep, cells, runs=way.runs, parallel=way.parallel)
-
-
-def _preview(sweep: Sweep, cells: Sequence[Cell], way: Way, script: str) -> int:
+def _preview(sweep: Sweep, cells: Sequence[Cell], way: Way, job: "ArrayJob | None") -> int:
     if way.as_json:
         shown = [{"index": cell.index, "run": cell.run, "values": cell.values} for cell in cells]
         print(
             json.dumps(
-                {"sweep": sweep.name, "dry_run": True, "cells": shown, "script": script or None}, indent=2
+                {"sweep": sweep.name, "dry_run": True, "cells": shown, "script": job and job.script}, indent=2
             )
         )
         return FINISHED
     print_cells(sweep, cells, way.console)
-    if script:
-        sys.stdout.write(f"\n{script}")
+    if job is not None:
+        print(f"\n{job.script}", end="")
     where = "this machine" if way.local else "SLURM"
     way.console.print(f"{len(cells)} cells for {where}; nothing was made or started", soft_wrap=True)
     return FINISHED

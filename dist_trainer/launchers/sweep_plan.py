@@ -1,10 +1,12 @@
 """What a sweep's command line means: the cells of its grid, resolved, checked and frozen."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from dist_trainer.config.check import check_all_in_child
+from dist_trainer.config.check import Imported, import_in_child
 from dist_trainer.config.load import Loaded, dump_config, load_config, read_config
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import ConfigError, UsageError
@@ -20,7 +22,17 @@ from dist_trainer.launchers.sweep_grid import (
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder, cell_name, check_name, shown_values
 
+Check = Callable[[Loaded], Sequence[tuple[str, str]]]  # what is wrong: (dotted key, message) pairs
 _OBJECTS = ("model", "data", "task", "loss", "metrics", "optimizer", "scheduler", "hooks")  # with targets
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A sweep that nothing speaks against."""
+
+    sweep: Sweep
+    first: Loaded  # the first cell's configuration
+    modules: Sequence[tuple[str, Path]]  # name and file of the user's own that the cells import
 
 
 def cell_run(sweep_folder: str | Path, index: int) -> RunFolder:
@@ -44,28 +56,43 @@ def plan(
     *,
     name: str | None = None,
     draws: int | None = None,
-    check: Callable[[Loaded], Sequence[tuple[str, str]]] = lambda loaded: (),
-) -> Sweep:
+    check: Check = lambda loaded: (),
+) -> Planned:
     """The sweep that the words of the command mean. ConfigError lists the cells that are wrong, with why.
 
-    `check` finds what else may be wrong, and the same in all cells: (dotted key, message) pairs.
+    `check` finds what else may be wrong with a cell, where it is to run.
     """
     axes = parse_grid(grid)
     if problems := given_twice(axes, overrides):
         raise ConfigError("\n".join(problems))
     seed = _seed(files, overrides) if draws else 0
     table = drawn(axes, draws, seed=seed) if draws else combinations(axes)
-    loaded = _resolved(files, overrides, table)
-    if wrong := check(loaded[0]):
-        raise loaded[0].error(wrong)
-    configs = [each.config for each in loaded]
-    sweep = name or f"{configs[0].name}-sweep"
+    loaded, modules = _resolved(files, overrides, table, check)
+    sweep = name or f"{loaded[0].config.name}-sweep"
     check_name(sweep)
     cells = []
-    for index, (values, config) in enumerate(zip(table, configs, strict=True)):
+    for index, (values, each) in enumerate(zip(table, loaded, strict=True)):
         run = cell_name(sweep, index)
-        cells.append(Cell(index, values, run, dump_config(config.model_copy(update={"name": run}))))
-    return Sweep(sweep, str(Path.cwd()), given(axes), cells, random=draws)
+        cells.append(Cell(index, values, run, dump_config(each.config.model_copy(update={"name": run}))))
+    return Planned(Sweep(sweep, str(Path.cwd()), given(axes), cells, random=draws), loaded[0], modules)
+
+
+def import_cells(configs: Sequence[Config], folder: Path | None = None) -> tuple[list[int], Imported]:
+    """Import the targets of configurations, in `folder` or here: for each the number of its answer, and those.
+
+    Configurations that differ in their seed alone have the same one.
+    """
+    alike: dict[str, int] = {}
+    distinct: list[Config] = []
+    numbers = []
+    for config in configs:
+        objects = config.model_dump(include=set(_OBJECTS))
+        key = json.dumps(objects, sort_keys=True, default=str)
+        if key not in alike:
+            alike[key] = len(distinct)
+            distinct.append(config)
+        numbers.append(alike[key])
+    return numbers, import_in_child(distinct, folder)
 
 
 def freeze(sweep: Sweep, runs: str | Path) -> SweepFolder:
@@ -76,6 +103,13 @@ def freeze(sweep: Sweep, runs: str | Path) -> SweepFolder:
     for cell in sweep.cells:
         folder.run_of(cell)
     return folder
+
+
+def unmake(folder: SweepFolder) -> None:
+    """Take back a sweep of which nothing was ever started."""
+    for cell in folder.sweep.cells:
+        shutil.rmtree(folder.folder_of(cell), ignore_errors=True)
+    shutil.rmtree(folder.path)
 
 
 def refuse_existing(sweep: Sweep, runs: str | Path) -> None:
@@ -99,7 +133,9 @@ def _seed(files: Sequence[str], overrides: Sequence[str]) -> int:
         return 0
 
 
-def _resolved(files: Sequence[str], overrides: Sequence[str], table: Sequence[Values]) -> list[Loaded]:
+def _resolved(
+    files: Sequence[str], overrides: Sequence[str], table: Sequence[Values], check: Check
+) -> tuple[list[Loaded], Sequence[tuple[str, Path]]]:
     loaded: dict[int, Loaded] = {}
     problems: dict[int, list[str]] = {}
     for index, values in enumerate(table):
@@ -107,27 +143,13 @@ def _resolved(files: Sequence[str], overrides: Sequence[str], table: Sequence[Va
             loaded[index] = load_config(files, [*overrides, *as_overrides(values)])
         except ConfigError as error:
             problems[index] = str(error).splitlines()
-    problems |= _wrong_targets(loaded)
+    numbers, imported = import_cells([each.config for each in loaded.values()])
+    for (index, each), number in zip(loaded.items(), numbers, strict=True):
+        if found := [*imported.problems[number], *check(each)]:
+            problems[index] = str(each.error(found)).splitlines()
     if problems:
         raise ConfigError(_listed(problems, table))
-    return list(loaded.values())
-
-
-def _wrong_targets(loaded: Mapping[int, Loaded]) -> dict[int, list[str]]:
-    """What is wrong with the targets of each cell; cells that differ in their seed alone are checked once."""
-    alike: dict[str, list[int]] = {}
-    for index, each in loaded.items():
-        objects = each.config.model_dump(include=set(_OBJECTS))
-        alike.setdefault(json.dumps(objects, sort_keys=True, default=str), []).append(index)
-    if not alike:
-        return {}
-    answers = check_all_in_child([loaded[indices[0]].config for indices in alike.values()])
-    return {
-        index: str(loaded[index].error(found)).splitlines()
-        for indices, found in zip(alike.values(), answers, strict=True)
-        for index in indices
-        if found
-    }
+    return list(loaded.values()), imported.modules
 
 
 def _listed(problems: Mapping[int, list[str]], table: Sequence[Values]) -> str:

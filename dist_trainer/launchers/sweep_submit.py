@@ -6,70 +6,126 @@ Script, log and code are in the sweep's folder; each cell's run folder links to 
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from dist_trainer.config.schema import Config
-from dist_trainer.config.yaml_rules import read_yaml
-from dist_trainer.errors import FINISHED
+from dist_trainer.config.load import Loaded, load_config
+from dist_trainer.errors import FINISHED, ConfigError
 from dist_trainer.launchers import slurm
+from dist_trainer.launchers.cluster_options import option_problems, setup_problems
 from dist_trainer.launchers.code_files import find_code
 from dist_trainer.launchers.code_snapshot import Snapshot, plan_snapshot, remove_snapshot, write_snapshot
+from dist_trainer.launchers.submission_words import warn
 from dist_trainer.launchers.submissions import Submission, add_job
+from dist_trainer.launchers.submit_checks import (
+    batch_problems,
+    check_store,
+    cores_hint,
+    refusal,
+    refuse_unwritable,
+    tracking_warning,
+)
+from dist_trainer.launchers.sweep_plan import cell_config, import_cells
 from dist_trainer.launchers.sweep_screen import in_folder
 from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder
 
-
-def preview(sweep: Sweep, cells: Sequence[Cell], *, runs: Path, parallel: int | None) -> str:
-    """The script that `submit` would send. Refused where SLURM would not take it."""
-    folder = Path(runs, sweep.name).absolute()
-    snapshot = plan_snapshot(folder, find_code(Path(sweep.working_folder), runs=folder.parent))
-    text = _script(sweep, folder, cells, snapshot, parallel)
-    slurm.test_only(text, _config(sweep).slurm)
-    return text
+Modules = Sequence[tuple[str, Path]]
 
 
-def submit(folder: SweepFolder, cells: Sequence[Cell], *, parallel: int | None, as_json: bool) -> int:
-    """Send the array job, and note its elements in the cells' run folders. Refused where SLURM does not take it."""
-    sweep = folder.sweep
-    config = _config(sweep)
-    snapshot = plan_snapshot(folder.path, find_code(Path(sweep.working_folder), runs=folder.path.parent))
-    text = _script(sweep, folder.path, cells, snapshot, parallel)
-    (folder.path / "slurm").mkdir(mode=0o700, exist_ok=True)
-    slurm.test_only(text, config.slurm)
-    write_snapshot(snapshot)
-    path = _next_script(folder.path)
-    try:
-        job = slurm.send(text, path, config.slurm)
-    except slurm.Refused:
-        remove_snapshot(snapshot)
-        raise
-    for cell in cells:
-        _note(folder, cell, job, config.slurm.nodes, snapshot, path)
-    _say(folder, cells, job, as_json=as_json)
-    return FINISHED
+@dataclass(frozen=True)
+class ArrayJob:
+    """A job that nothing speaks against, and its cells."""
+
+    cells: Sequence[Cell]
+    script: str
+    snapshot: Snapshot | None
+    first: Loaded  # the configuration of one of its cells: what concerns SLURM is the same in all
+    estimate: str  # of its start, in SLURM's words
 
 
-def _config(sweep: Sweep) -> Config:
-    """The first cell's: what concerns SLURM is the same in all of them."""
-    tree, _ = read_yaml(sweep.cells[0].config, sweep.cells[0].run)
-    assert tree is not None, "we wrote it"
-    return Config.model_validate(tree.plain()).model_copy(update={"name": sweep.name})
+def check_for_slurm(loaded: Loaded) -> list[tuple[str, str]]:
+    """What is wrong with a cell for a job."""
+    return [*setup_problems(loaded), *batch_problems(loaded.config), *option_problems(loaded)]
 
 
-def _script(
-    sweep: Sweep, folder: Path, cells: Sequence[Cell], snapshot: Snapshot, parallel: int | None
-) -> str:
-    return slurm.make_script(
-        _config(sweep),
-        log_folder=folder / "slurm",
-        working_folder=Path(sweep.working_folder),
-        arguments=["--sweep", str(folder)],
-        code=snapshot.places,
+def modules_of(folder: SweepFolder, cells: Sequence[Cell]) -> Modules:
+    """The user's own modules that the cells import. ConfigError where the code does not fit them any more."""
+    configs = [cell_config(folder, cell) for cell in cells]
+    numbers, imported = import_cells(configs, Path(folder.sweep.working_folder))
+    problems = [
+        f"cell {cell.index} ({cell.shown}): {key} {message}"
+        for cell, number in zip(cells, numbers, strict=True)
+        for key, message in imported.problems[number]
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return imported.modules
+
+
+def prepare(
+    sweep: Sweep,
+    path: Path,
+    cells: Sequence[Cell],
+    first: Loaded,
+    *,
+    modules: Modules,
+    parallel: int | None,
+    snapshot: bool,
+) -> ArrayJob:
+    """The job of a sweep in the folder `path`. Writes nothing; ConfigError where SLURM would refuse it."""
+    refuse_unwritable(path)
+    working_folder = Path(sweep.working_folder)
+    for warning in (tracking_warning(first.config, working_folder), cores_hint(first.config.slurm)):
+        if warning:
+            warn(warning)
+    code = None
+    if snapshot:
+        code = plan_snapshot(path, find_code(working_folder, runs=path.parent, modules=modules))
+        if code.code.left_out:
+            warn(f"not in the copy of the code: {', '.join(code.code.left_out)}")
+    script = slurm.make_script(
+        first.config.model_copy(update={"name": sweep.name}),
+        log_folder=path / "slurm",
+        working_folder=working_folder,
+        arguments=["--sweep", str(path)],
+        code=code.places if code else None,
         array=[cell.index for cell in cells],
         parallel=parallel,
     )
+    try:
+        estimate = slurm.test_only(script, first.config.slurm)
+    except slurm.Refused as error:
+        raise refusal(first, str(error)) from error
+    return ArrayJob(cells, script, code, first, estimate)
+
+
+def first_of(folder: SweepFolder, cells: Sequence[Cell]) -> Loaded:
+    """The configuration of the first of these cells."""
+    return load_config([folder.run_of(cells[0]).config_path])
+
+
+def send(folder: SweepFolder, job: ArrayJob, *, as_json: bool) -> int:
+    """Give the job to SLURM, and note its elements in the cells' run folders; the command's exit code.
+
+    Every error but slurm.Unanswered says that SLURM does not have it.
+    """
+    (folder.path / "slurm").mkdir(mode=0o700, exist_ok=True)
+    check_store(folder.run_of(job.cells[0]), job.first)
+    if job.snapshot is not None:
+        write_snapshot(job.snapshot)
+    path = _next_script(folder.path)
+    try:
+        number = slurm.send(job.script, path, job.first.config.slurm)
+    except slurm.Refused as error:
+        if job.snapshot is not None:
+            remove_snapshot(job.snapshot)
+        raise refusal(job.first, str(error)) from error
+    for cell in job.cells:
+        _note(folder, cell, number, job, path)
+    _say(folder, job, number, as_json=as_json)
+    return FINISHED
 
 
 def _next_script(folder: Path) -> Path:
@@ -77,31 +133,37 @@ def _next_script(folder: Path) -> Path:
     return folder / "slurm" / f"{max(numbers, default=0) + 1:04d}.sbatch"
 
 
-def _note(folder: SweepFolder, cell: Cell, job: str, nodes: int, snapshot: Snapshot, script: Path) -> None:
-    run, element = folder.run_of(cell), f"{job}_{cell.index}"
+def _note(folder: SweepFolder, cell: Cell, number: str, job: ArrayJob, script: Path) -> None:
+    run, element, nodes = folder.run_of(cell), f"{number}_{cell.index}", job.first.config.slurm.nodes
     up = f"../{folder.path.name}"
-    add_job(
-        run,
-        Submission(element, nodes=nodes, code=f"{up}/{snapshot.name}", script=f"{up}/slurm/{script.name}"),
-    )
+    code = f"{up}/{job.snapshot.name}" if job.snapshot else None
+    add_job(run, Submission(element, nodes=nodes, code=code, script=f"{up}/slurm/{script.name}"))
     for node in range(nodes):
         name = f"{element}_{node}_log.out"
         with suppress(FileExistsError):
             (run.path / "slurm" / name).symlink_to(f"../{up}/slurm/{name}")
 
 
-def _say(folder: SweepFolder, cells: Sequence[Cell], job: str, *, as_json: bool) -> None:
+def _say(folder: SweepFolder, job: ArrayJob, number: str, *, as_json: bool) -> None:
     name, where = folder.path.name, in_folder(folder.path.parent)
     if as_json:
         content = {
             "sweep": name,
             "folder": str(folder.path),
-            "job": job,
-            "cells": [{"index": cell.index, "run": cell.run, "values": cell.values} for cell in cells],
+            "state": "submitted",
+            "job": number,
+            "estimated_start": job.estimate or None,
+            "cells": [
+                {"index": cell.index, "run": cell.run, "values": cell.values, "job": f"{number}_{cell.index}"}
+                for cell in job.cells
+            ],
         }
         print(json.dumps(content, indent=2, default=str))
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"job {job}: {len(cells)} cells of sweep {name}", markup=False)
-    console.print(f"how they stand  dist-trainer sweep status {name}{where}", markup=False)
-    console.print(f"stop one        dist-trainer cancel {cells[0].run}{where}", markup=False)
+    console.print(f"{name}: {len(job.cells)} cells submitted as job {number}", markup=False)
+    if job.snapshot is not None:
+        console.print(f"  code        {job.snapshot.path}", markup=False)
+    console.print(f"  its cells   dist-trainer sweep status {name}{where}", markup=False)
+    console.print(f"  one's words dist-trainer logs {job.cells[0].run} -f{where}", markup=False)
+    console.print(f"  stop all    scancel {number}", markup=False)

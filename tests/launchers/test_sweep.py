@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.heartbeat import read_heartbeat
@@ -123,6 +124,26 @@ def test_a_failed_cell_fails_nobody_else_and_resume_runs_it_alone(sweep: Sweep, 
     assert values == sorted(values)
     assert best["cells"][0]["evaluate"].startswith(f"dist-trainer evaluate {best['cells'][0]['run']} ")
     assert Path(best["cells"][0]["checkpoint"], "COMMIT.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_a_cell_that_fails_before_its_first_step_is_a_failed_child_in_mlflow(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    words = ["line.yaml", "tracking.uri=sqlite:///mlflow.db", "--grid", "model.fail=false,true", "--local"]
+    ended(sweep(*words, "--parallel", "2"), 1)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    found = {
+        run.info.run_name: run
+        for run in client.search_runs([client.get_experiment_by_name("default").experiment_id])
+    }
+    top = found.pop("line-sweep")
+    assert top.info.status == "FAILED"
+    assert {name: run.info.status for name, run in found.items()} == {
+        "line-sweep-0000": "FINISHED",
+        "line-sweep-0001": "FAILED",
+    }
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {top.info.run_id}
 
 
 def test_ctrl_c_saves_every_cell_and_a_resume_finishes_all(sweep: Sweep, tmp_path: Path) -> None:

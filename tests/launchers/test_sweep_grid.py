@@ -108,7 +108,7 @@ def test_a_range_needs_random_and_a_grid_has_an_end() -> None:
 
 
 def test_values_go_into_the_configuration_as_they_are(config: str) -> None:
-    sweep = plan([config], [], ["loss.reduction=sum,'mean'", "data.global_batch_size=4,8"])
+    sweep = plan([config], [], ["loss.reduction=sum,'mean'", "data.global_batch_size=4,8"]).sweep
     assert [cell.shown for cell in sweep.cells][1:3] == [
         "loss.reduction=sum, data.global_batch_size=8",
         "loss.reduction=mean, data.global_batch_size=4",
@@ -142,7 +142,7 @@ def test_a_key_of_the_grid_is_no_single_value_as_well(config: str) -> None:
 
 
 def test_a_sweep_is_frozen_once_and_every_cell_is_a_run(config: str, tmp_path: Path) -> None:
-    sweep = plan([config], ["train.epochs=3"], ["seed=0:3"], name="three")
+    sweep = plan([config], ["train.epochs=3"], ["seed=0:3"], name="three").sweep
     folder = freeze(sweep, "runs")
     assert folder.path == tmp_path / "runs" / "three"
     (tmp_path / config).write_text("changed: later")
@@ -159,19 +159,19 @@ def test_a_sweep_is_frozen_once_and_every_cell_is_a_run(config: str, tmp_path: P
 
 
 def test_a_cell_whose_folder_was_not_made_is_made(config: str) -> None:
-    folder = SweepFolder.create("runs/half", plan([config], [], ["seed=0:2"], name="half"))
+    folder = SweepFolder.create("runs/half", plan([config], [], ["seed=0:2"], name="half").sweep)
     assert not folder.folder_of(folder.cell(1)).exists()
     assert cell_run(folder.path, 1).status.state == "new"
 
 
 def test_a_sweep_that_is_there_is_refused_with_what_to_do(config: str, tmp_path: Path) -> None:
-    sweep = plan([config], [], ["seed=0:2"])
+    sweep = plan([config], [], ["seed=0:2"]).sweep
     freeze(sweep, "runs")
     with pytest.raises(UsageError, match="`dist-trainer sweep resume small-sweep` runs what is missing"):
         freeze(sweep, "runs")
     (tmp_path / "runs" / "other-0001").mkdir()
     with pytest.raises(UsageError, match="other-0001 is there already; give the sweep another --name"):
-        freeze(plan([config], [], ["seed=0:2"], name="other"), "runs")
+        freeze(plan([config], [], ["seed=0:2"], name="other").sweep, "runs")
     assert not (tmp_path / "runs" / "other").exists()
 
 
@@ -184,7 +184,7 @@ def test_a_name_that_cells_cannot_be_named_after_is_refused(config: str, name: s
 def test_a_sweep_that_is_not_there_and_one_cut_short_are_told_apart(config: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no sweep is there yet"):
         find_sweep("small-sweep", "runs")
-    folder = freeze(plan([config], [], ["seed=0:2"]), "runs")
+    folder = freeze(plan([config], [], ["seed=0:2"]).sweep, "runs")
     with pytest.raises(UsageError, match="there is small-sweep"):
         find_sweep("smal-sweep", "runs")
     (folder.path / "sweep.json").write_text('{"id": "a')
