@@ -11,7 +11,8 @@ from dist_trainer.run_folder import RunFolder
 def prepare(loaded: Loaded, *, runs: str | Path = "runs") -> RunFolder:
     """The configuration's run, created if it is not there; several nodes may ask at once.
 
-    Raises UsageError where the run that is there has another configuration, or is trained right now.
+    Raises UsageError where the run that is there has another configuration, or would get a changed one while
+    it is trained.
     """
     folder = Path(runs, loaded.config.name).absolute()
     run = existing_run(folder)
@@ -23,6 +24,7 @@ def prepare(loaded: Loaded, *, runs: str | Path = "runs") -> RunFolder:
             if run is None:
                 raise
     is_done(run, loaded, ())  # raises for another configuration; a finished run ends at once by itself
-    with run.lock():
-        rewrite_config(run, loaded.config)
+    if run.config_path.read_text() != dump_config(loaded.config):
+        with run.lock():
+            rewrite_config(run, loaded.config)
     return run

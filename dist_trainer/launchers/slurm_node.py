@@ -21,6 +21,7 @@ from dist_trainer.launchers.requeue import Decision, ask, decide, give_back
 from dist_trainer.launchers.results import Ending, show_error, show_results
 from dist_trainer.launchers.scheduler import JobRecord
 from dist_trainer.launchers.signals import StopRequests
+from dist_trainer.launchers.submissions import Submission, add_job, last_job
 from dist_trainer.launchers.workers import count_workers, fed_by_batch, gpus_by_driver
 from dist_trainer.run_folder import RunFolder, Status
 
@@ -84,6 +85,7 @@ class _FirstNode:
         try:
             with ExitStack() as stack:
                 stack.enter_context(self._run.lock(job=self._job.job, job_is_over=self._is_over))
+                self._register()
                 close_lost_attempts(self._run, self._job)
                 code = self._train()
         except DistTrainerError as error:
@@ -92,6 +94,12 @@ class _FirstNode:
         finally:
             self._tell(exit_code=code)
         return code
+
+    def _register(self) -> None:
+        """A job that a plain batch script started is the run's job too."""
+        known = last_job(self._run)
+        if known is None or known.job != self._job.job:
+            add_job(self._run, Submission(self._job.job, nodes=self._job.node_count))
 
     def _train(self) -> int:
         if self._run.read_status().state == "finished":
