@@ -46,6 +46,24 @@ app.add_typer(sweep_app, name="sweep")
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A sweep's name, or its folder.", callback=note_run)
 ]
+Shared = Annotated[
+    list[str],
+    typer.Argument(metavar="CONFIG... KEY=VALUE...", help="What all cells share: YAML files, then values."),
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUES",
+        help="A key that differs: optimizer.lr=0.1,0.03 or seed=0:5; may be repeated, every combination"
+        " is a cell and the last key changes fastest. With --random also uniform(a,b), loguniform(a,b).",
+    ),
+]
+Draws = Annotated[
+    int | None, typer.Option("--random", min=1, metavar="N", help="Draw N cells of the grid by the seed.")
+]
+NewName = Annotated[
+    str | None, typer.Option(help="The sweep's name; default: the configuration's and -sweep.")
+]
 Parallel = Annotated[
     int | None, typer.Option(min=1, help="Cells at a time; default: one here, in SLURM all that get nodes.")
 ]
@@ -60,29 +78,13 @@ NoSnapshot = Annotated[
 @sweep_app.command(_BEGIN, cls=BeginCommand, hidden=True)
 def begin(
     ctx: typer.Context,
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CONFIG... KEY=VALUE...", help="What all cells share: YAML files, then single values."
-        ),
-    ],
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUES",
-            help="A key that differs: optimizer.lr=0.1,0.03 or seed=0:5; may be repeated, every combination"
-            " is a cell and the last key changes fastest. With --random also uniform(a,b), loguniform(a,b).",
-        ),
-    ] = None,
-    draws: Annotated[
-        int | None, typer.Option("--random", min=1, metavar="N", help="Draw N cells of the grid by the seed.")
-    ] = None,
+    arguments: Shared,
+    grid: Grid = None,
+    draws: Draws = None,
     parallel: Parallel = None,
     local: Local = False,
     only: Only = None,
-    name: Annotated[
-        str | None, typer.Option(help="The sweep's name; default: the configuration's and -sweep.")
-    ] = None,
+    name: NewName = None,
     dry_run: DryRun = False,
     no_snapshot: NoSnapshot = False,
     runs: Runs = RUNS,
