@@ -11,6 +11,8 @@ from dist_trainer.tracking.heartbeat import read_heartbeat
 from dist_trainer.tracking.settings import RunSettings
 from dist_trainer.tracking.sync_state import SyncState, count_left
 
+_FAILED = ("failed", "do-not-requeue")
+
 
 class Tracking:
     """One MLflow process beside one training; nothing it does can fail the training."""
@@ -33,8 +35,8 @@ class Tracking:
     def finish(self, report: Callable[[str], None], *, hurry: Callable[[], bool]) -> None:
         """Wait until everything is sent, within reason; the rest is for `dist-trainer sync`."""
         self.start_when_training(report)
-        if self._process is None and self._wanted and self._run.info().sweep:
-            self._start(report)  # a cell that failed before its first step is one of its sweep's all the same
+        if self._process is None and self._wanted and self._is_failed_cell():
+            self._start(report)
         if self._process is None:
             return
         deadline = time.monotonic() + RunSettings.read(self._run).patience_s
@@ -43,6 +45,10 @@ class Tracking:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+    def _is_failed_cell(self) -> bool:
+        """A cell that failed before its first step is its sweep's all the same, and decides how that ended."""
+        return self._run.info().sweep is not None and self._run.read_status().state in _FAILED
 
     @property
     def all_sent(self) -> bool:
