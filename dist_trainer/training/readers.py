@@ -1,6 +1,7 @@
 """Forked processes that read ahead: how they start, are waited for, and end."""
 
 import ctypes
+import gc
 import os
 import signal
 import time
@@ -71,10 +72,14 @@ class Readers:
             generator=torch.Generator(),  # leave the global generator untouched
         )
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)  # until each worker ignores them
+        collects = gc.isenabled()
+        gc.disable()  # likewise: this process's garbage may be a process group, which must not be ended there
         try:
             self._iterator = cast(Any, iter(self._loader))  # its processes have no public name
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if collects:
+                gc.enable()
         self._fresh = True
         processes: list[Any] = self._iterator._workers
         for worker in processes:
@@ -132,7 +137,9 @@ def _unchanged(value: Any) -> Any:
 
 
 def _enter_worker(parent: int, worker_id: int) -> None:
-    """Leave signals to the parent, and die with it."""
+    """Leave signals and garbage to the parent, and die with it."""
+    gc.freeze()
+    gc.enable()
     for number in _OF_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_PARENT)

@@ -32,26 +32,29 @@ class StepResult:
     loss: float  # over the rows of all ranks, before the update; of the last phase
     grad_norm: float
     skipped: bool = False  # a non-finite gradient; nothing was updated
+    asked: bool = False  # a rank had been asked to stop when it went forward
 
 
 class _Measured(nn.Module):
     """What DDP wraps: the task's loss of a batch, and a parameter that carries numbers in the gradients' reduction.
 
-    The gradient of `totals` is [weight, loss] of this rank, so one all-reduce brings every rank the global
-    weight and loss with the gradients: no collective of their own, and one NaN is seen by all.
+    The gradient of `totals` is [weight, loss, asked to stop] of this rank, so one all-reduce brings every rank
+    the sums with the gradients: no collective of their own, and one NaN is seen by all.
     """
 
     def __init__(self, model: nn.Module, task: Task, *, keep_own: bool) -> None:
         super().__init__()
         self.model = model
         self.task = task
-        self.totals = nn.Parameter(torch.zeros(2))
-        self.own: list[Tensor] | None = [] if keep_own else None  # one [weight, loss] a micro-batch
+        self.totals = nn.Parameter(torch.zeros(3))
+        self.asked: Callable[[], object] = bool  # whether this rank is asked to stop: no
+        self.own: list[Tensor] | None = [] if keep_own else None  # one of them a micro-batch
 
     def forward(self, data: Any, phase: str) -> tuple[Tensor, Tensor]:
         total, weight = self.task.training_loss(self.model, data, phase)
         weight = torch.as_tensor(weight, device=total.device)
-        numbers = torch.stack([weight.detach().float(), total.detach().float()])
+        asked = torch.full((), float(bool(self.asked())), device=total.device)
+        numbers = torch.stack([weight.detach().float(), total.detach().float(), asked])
         if self.own is not None:
             self.own.append(numbers)
         return total, torch.dot(self.totals, numbers)
@@ -88,14 +91,16 @@ class TrainStep:
         self._ddp = wrap(self._measured, ddp, group)
         self._steps_until_rebuilt = 2 if ddp.static_graph else 1
         self._parameters = list(self._measured.parameters())
-        self._needed = [] if ddp.find_unused_parameters or ddp.static_graph else self._trainable()
+        all_needed = not (ddp.find_unused_parameters or ddp.static_graph)
+        self._needed = [(name, p) for name, p in model.named_parameters() if p.requires_grad and all_needed]
         self._closures = self._phases_with_closure()
         self.scaler = torch.amp.GradScaler(group.device.type) if train.precision == "fp16" else None
         self.average = MovingAverage(model, train.ema_decay) if train.ema_decay else None
         self.skipped_in_a_row = 0
 
-    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+    def tell_of(self, asked: Callable[[], object]) -> None:
+        """Each step brings every rank word of a rank that was asked to stop, by `asked()`."""
+        self._measured.asked = asked
 
     def _phases_with_closure(self) -> set[str]:
         found = {phase: each for phase, each in self.optimizers.items() if needs_closure(each)}
@@ -113,12 +118,14 @@ class TrainStep:
         """
         if not self.model.training:
             set_train_mode(self.model)
-        result, skipped = StepResult(math.nan, math.nan), False
-        for index, phase in enumerate(self.task.phases(step)):
-            result = self._run_phase(step, index, phase, batches, global_rows)
-            skipped |= result.skipped
+        results = [
+            self._run_phase(step, index, phase, batches, global_rows)
+            for index, phase in enumerate(self.task.phases(step))
+        ]
+        skipped = any(result.skipped for result in results)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        return replace(result, skipped=skipped)
+        last = results[-1] if results else StepResult(math.nan, math.nan)
+        return replace(last, skipped=skipped, asked=any(result.asked for result in results))
 
     def _run_phase(
         self, step: int, index: int, phase: str, batches: Sequence[Batch], global_rows: int
@@ -135,7 +142,7 @@ class TrainStep:
         if not self._is_finite(step, result):
             if self.scaler is not None:
                 self.scaler.update()
-            return StepResult(result.loss, result.grad_norm, skipped=True)
+            return replace(result, skipped=True)
         if phase in self._closures:
             self._step_with_closure(optimizer, evaluate, result)
         elif self.scaler is not None:
@@ -214,7 +221,7 @@ class TrainStep:
         ]
         totals = self._totals()
         norm_of_all = _norm(gradients) if gradients else totals.new_zeros(1)
-        weight, loss, norm = torch.cat([totals, norm_of_all]).tolist()
+        weight, loss, asked, norm = torch.cat([totals, norm_of_all]).tolist()
         factor = 1.0
         if self.task.averaged and weight:
             factor, loss = global_rows / weight, loss / weight
@@ -224,10 +231,10 @@ class TrainStep:
             factor *= min(1.0, limit / (norm + 1e-6))
         if factor != 1.0:
             torch._foreach_mul_(gradients, factor)
-        return StepResult(loss, norm)
+        return StepResult(loss, norm, asked=asked > 0)
 
     def _totals(self) -> Tensor:
-        """[weight, loss] over all ranks."""
+        """[weight, loss, asked] over all ranks."""
         if self._measured.own is not None:
             return self._group.sum_on_device(torch.stack(self._measured.own).sum(0))
         assert self._measured.totals.grad is not None

@@ -137,10 +137,17 @@ class Agreement:
         """Called with the next step's data, or without for an interruption. Collective in its effect."""
         return self.now(step, save=save) if self.is_slow else None
 
-    def after_step(self, step: int, *, save: bool, rows: int, bad_rows: int) -> Agreed | None:
-        """Called with this rank's rows; None where no exchange is due. Collective in its effect."""
+    def after_step(
+        self, step: int, *, save: bool, rows: int, bad_rows: int, at_once: bool = False
+    ) -> Agreed | None:
+        """Called with this rank's rows; None where no exchange is due. Collective in its effect.
+
+        `at_once`: all ranks know that one of them was asked to stop, but not for what.
+        """
         self._rows += rows
         self._bad_rows += bad_rows
+        if at_once:
+            return self.now(step, save=save)
         if self.is_slow or step < self._next:
             return None
         agreed = self._finish()

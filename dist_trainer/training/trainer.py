@@ -27,7 +27,7 @@ from dist_trainer.training.recorder import Recorder
 from dist_trainer.training.saves import Saves
 from dist_trainer.training.settings import make_settings, open_or_create
 from dist_trainer.training.snapshot import capture, restore
-from dist_trainer.training.step import seed_step
+from dist_trainer.training.step import StepResult, seed_step
 from dist_trainer.training.stop import Agreed, Agreement, Interruption, Signals, Stop
 from dist_trainer.training.task import Supervised, Task
 from dist_trainer.training.time_limit import TimeLimit
@@ -112,6 +112,7 @@ class Trainer:
                 self.tracker = Tracker(self.settings.tracking, attempt)
                 self.limit = limit = TimeLimit(attempt, self.saves)
                 asked = lambda: max(signals.requested, limit.asked())  # noqa: E731
+                self.parts.train_step.tell_of(asked)
                 self._interruption = Interruption(attempt.group, asked)
                 self._resume()
                 self._agreement = Agreement(attempt.group, asked, first_step=self.step)
@@ -156,12 +157,16 @@ class Trainer:
                     self._save(last=False)
                 if self.stop:
                     break
-                self._train_one(micro_batches)
+                result = self._train_one(micro_batches)
                 profiler.step(self.step)
-                rows = sum(batch.rows for batch in micro_batches)
-                bad = sum(len(batch.bad) for batch in micro_batches)
-                wants = self.saves.minutes_due()
-                asked = self._hear(self._agreement.after_step(self.step, save=wants, rows=rows, bad_rows=bad))
+                agreed = self._agreement.after_step(
+                    self.step,
+                    save=self.saves.minutes_due(),
+                    rows=sum(batch.rows for batch in micro_batches),
+                    bad_rows=sum(len(batch.bad) for batch in micro_batches),
+                    at_once=result.asked,
+                )
+                asked = self._hear(agreed)
                 if not self.stop:
                     self._evaluate_and_save(asked=asked)
                 self.saves.poll()
@@ -176,7 +181,7 @@ class Trainer:
         self.stop = agreed.stop
         return agreed.save and not self.stop
 
-    def _train_one(self, batches: Sequence[Batch]) -> None:
+    def _train_one(self, batches: Sequence[Batch]) -> StepResult:
         sampler = self.parts.sampler
         rows = sampler.global_rows(self.step)
         result = self.parts.train_step.run(self.step, batches, global_rows=rows)
@@ -189,6 +194,7 @@ class Trainer:
         self.tracker.after_step()
         for hook in self.hooks:
             hook.on_step(self, self.step, result)
+        return result
 
     def _evaluate_and_save(self, *, asked: bool) -> None:
         values = self._evaluate_if_due()
