@@ -9,6 +9,7 @@ from typing import BinaryIO
 from dist_trainer.launchers.job_list import Queue, stand_in_queue
 from dist_trainer.launchers.log_files import logs_of, newest_attempt, no_log
 from dist_trainer.launchers.standing import WAITING, Standing
+from dist_trainer.launchers.submissions import last_job
 from dist_trainer.run_folder import RunFolder
 
 _LOOK_EVERY_S = 0.3
@@ -128,8 +129,8 @@ class _Follower:
 
 
 def _is_told(run: RunFolder) -> bool:
-    """Whether the log at hand is the newest for sure."""
-    return run.read_status().state in ("running", "finished")
+    """Whether no job can wait to go on; a status of running may be that of workers that were killed."""
+    return last_job(run) is None or run.read_status().state == "finished"
 
 
 def _what_it_waits_for(now: Standing) -> str:
