@@ -46,6 +46,8 @@ def why_not_usable() -> str | None:
     found = re.search(r"^ClusterName\s*=\s*(\S+)", configuration, re.MULTILINE)
     if found is None or found[1] != NAME:
         return f"the SLURM that answers is not the local one of slurm/local/up: {found and found[1]}"
+    if os.geteuid() != 0:
+        return "the tests of the local SLURM take its nodes away and give them back: root is needed"
     return None
 
 

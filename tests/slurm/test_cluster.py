@@ -27,7 +27,7 @@ def test_status_says_that_the_cluster_can_be_used(cluster: Cluster) -> None:
 
 def test_a_second_up_changes_nothing(cluster: Cluster) -> None:
     before = daemons()
-    assert len(before) == 6
+    assert len(before) >= 6
     done = local("up")
     assert done.returncode == 0, done.stderr
     assert daemons() == before
