@@ -1,4 +1,4 @@
-"""Parts of a training that are slow only while a file of their name lies in the current folder.
+"""Parts of a training that are slow only while a file of their name lies in a folder, the current one.
 
 So a test can hit the phase it means, and the numbers stay those of a training that was never slow.
 """
@@ -15,9 +15,9 @@ from dist_trainer.training.trainer import Trainer
 from tests.training.recipes import Noisy
 
 
-def wait_if_slow(name: str) -> None:
+def wait_if_slow(name: str, folder: Path = Path()) -> None:
     """For as many seconds as the file says."""
-    path = Path(f"slow-{name}")
+    path = folder / f"slow-{name}"
     if path.exists():
         time.sleep(float(path.read_text()))
 
@@ -41,8 +41,12 @@ class SlowOpening(Noisy):
 class SlowAccuracy(Accuracy):
     """Each batch of an evaluation takes its time."""
 
+    def __init__(self, folder: Path = Path()) -> None:
+        super().__init__()
+        self.folder = folder
+
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
-        wait_if_slow("evaluation")
+        wait_if_slow("evaluation", self.folder)
         return super().measure(output, target)
 
 
