@@ -150,7 +150,7 @@ def train_within(folder: str, seconds: float | None, options: dict[str, Any]) ->
     end = time.time() + (seconds or 0)
     if seconds and os.environ["RANK"] == "0":
         os.environ["DIST_TRAINER_JOB_END"] = str(end)
-    return train(folder, options, (Slow(0.05),)), end
+    return train(folder, options, (Slow(0.08),)), end
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
