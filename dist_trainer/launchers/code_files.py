@@ -7,6 +7,7 @@ generated `_version.py`). Without git: what looks like source under the working 
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +39,12 @@ class CodeFiles:
 
     @property
     def bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.files.values())
+        """Of all files together; one that has just vanished is an error later, when it is read."""
+        total = 0
+        for path in self.files.values():
+            with suppress(OSError):
+                total += path.stat().st_size
+        return total
 
 
 def find_code(working_folder: Path, *, runs: Path, modules: Sequence[tuple[str, Path]] = ()) -> CodeFiles:
@@ -61,7 +67,7 @@ def find_code(working_folder: Path, *, runs: Path, modules: Sequence[tuple[str, 
 def _listed(top: Path, working_folder: Path, runs: Path) -> CodeFiles:
     code = CodeFiles(top, os.path.relpath(working_folder, top), is_repository=True)
     tracked, new = git.tracked_and_new(top)
-    outside = _run_folders(top, [*tracked, *new])
+    outside = _run_folders(top, [*tracked, *new]) | _environments(new)
     if runs != top and not top.is_relative_to(runs) and runs.is_relative_to(top):
         outside.add(os.path.relpath(runs, top))
     is_new = set(new)
@@ -93,6 +99,13 @@ def _may_hold_code(folder: Path, runs: Path) -> bool:
 def _run_folders(top: Path, names: Sequence[str]) -> set[str]:
     found = {str(Path(name).parent) for name in names if Path(name).name == "run.json"}
     return {name for name in found if name != "." and (top / name / "fence").is_dir()}
+
+
+def _environments(names: Sequence[str]) -> set[str]:
+    """Python environments that git was not told to ignore."""
+    found = {str(Path(name).parent) for name in names if Path(name).name == "pyvenv.cfg"}
+    found |= {str(Path(name).parents[1]) for name in names if name.endswith("conda-meta/history")}
+    return found - {"."}
 
 
 def _is_in(name: str, folders: set[str]) -> bool:

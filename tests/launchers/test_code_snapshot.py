@@ -108,6 +108,10 @@ def test_runs_caches_and_run_folders_are_no_code(repository: Path, tmp_path: Pat
     put(repository / "package" / "__pycache__" / "model.pyc")
     put(repository / ".venv" / "lib" / "x.py")
     put(repository / "mlflow.db")
+    put(repository / "env" / "pyvenv.cfg")
+    put(repository / "env" / "lib" / "x.py")
+    put(repository / "conda" / "conda-meta" / "history")
+    put(repository / "conda" / "lib" / "x.py")
     assert set(find(repository).files) == TRACKED | {"ignored.py"}
 
 

@@ -120,7 +120,6 @@ def test_code_that_changes_after_the_submission_changes_the_run_only_without_a_c
         *ONE_NODE,
         "model.target=lib.net.Net",
         "slurm.options.hold=true",
-        "launch.max_restarts=0",
     ]
     trial = project.submit("kept", *words, *([] if snapshot else ["--no-snapshot"]))
     for name in ("recipe.py", "lib/net.py"):
