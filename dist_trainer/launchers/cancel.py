@@ -11,6 +11,7 @@ from dist_trainer.launchers.scheduler import NO_SLURM, JobRecord, cancel, find
 from dist_trainer.launchers.standing import owner_of
 from dist_trainer.launchers.submissions import jobs_of
 from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.tracking.mlflow_sync import sync
 
 _GONE_WITHIN_S = 3.0
 
@@ -61,7 +62,8 @@ def _cancel_job(run: RunFolder, record: JobRecord) -> Cancelled:
     if record.state == "PENDING" and _never_began(job):
         _note_stopped(run)
         again = "dist-trainer submit goes on with it" if run.attempts() else "it had not started"
-        return Cancelled(name, "taken out", f"{name}: job {job} is taken out of the queue; {again}", job)
+        told = f"{name}: job {job} is taken out of the queue; {again}{_tell_mlflow(run)}"
+        return Cancelled(name, "taken out", told, job)
     how = f"dist-trainer logs {name} -f shows how"
     return Cancelled(name, "told", f"{name}: job {job} is told to stop; it saves first ({how})", job)
 
@@ -83,6 +85,17 @@ def _note_stopped(run: RunFolder) -> None:
     if status.state in ("new", "running", "stopped"):
         reason = "cancelled" if run.attempts() else "cancelled before it started"
         run.write_status(Status("stopped", reason, status.step, results=status.results))
+
+
+def _tell_mlflow(run: RunFolder) -> str:
+    """MLflow still says SCHEDULED, and no worker will tell it otherwise; "" or what stood in the way."""
+    if run.info().mlflow_run_id is None:
+        return ""
+    try:
+        problem = sync(run).problem
+    except DistTrainerError as error:
+        problem = str(error)
+    return f"; MLflow does not know yet (dist-trainer sync {run.path.name}): {problem}" if problem else ""
 
 
 def _ended(run: RunFolder) -> str:

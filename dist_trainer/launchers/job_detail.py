@@ -47,7 +47,7 @@ def _facts(run: RunFolder, row: Standing) -> list[tuple[str, str]]:
     earlier = f" (before: {', '.join(jobs[:-1])})" if jobs[:-1] else ""
     said = f", {row.slurm_state} by {row.source}" if row.slurm_state else ""
     return [
-        ("", row.note),
+        ("now", row.note),
         ("job", f"{row.job}{said}{earlier}" if row.job else ""),
         ("nodes", row.nodes),
         ("step", step),

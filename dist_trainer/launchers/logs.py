@@ -38,7 +38,9 @@ def show_logs(run: RunFolder, *, rank: int | None, attempt: int | None, follow: 
 def _show_once(
     run: RunFolder, printer: "_Printer", rank: int | None, attempt: int | None, *, follow: bool
 ) -> None:
-    shown = printer.print_new(logs_of(run, rank, attempt))
+    paths = logs_of(run, rank, attempt)
+    shown = printer.print_new(paths)
+    _hint_where_empty(run, rank, paths)
     if shown and (follow or _is_told(run)):
         return
     now = stand_in_queue(run, Queue())
@@ -126,6 +128,15 @@ class _Follower:
         if text != self._told:
             _say(f"\n{text}")
         self._told = text
+
+
+def _hint_where_empty(run: RunFolder, rank: int | None, paths: list[Path]) -> None:
+    """A rank prints only what the user's code does: its progress is the agent's to tell."""
+    if rank is None or not paths or any(path.stat().st_size for path in paths):
+        return
+    agents = logs_of(run, None, None)
+    progress = f"; the progress: dist-trainer logs {run.path.name} --rank agent" if agents else ""
+    _say(f"(rank {rank} has printed nothing{progress})")
 
 
 def _is_told(run: RunFolder) -> bool:

@@ -18,6 +18,7 @@ from dist_trainer.run_folder import RunFolder, Status
 
 DONE = ("finished",)  # nothing is left to do for such a run
 WAITING = ("pending", "preempted", "requeued", "held")
+_ONLY_SIGNALS = ("SIGTERM or SIGINT", "SIGUSR2", "signal")  # how it was told, which is no reason
 _STARTED_SLACK_S = 2.0  # SLURM's times are whole seconds
 
 
@@ -163,7 +164,7 @@ def _waiting(seen: _Seen, record: JobRecord) -> tuple[str, str]:
     cause = last_cause(seen.lines) or "requeued"
     state = "preempted" if cause == "preempted" else "requeued"
     saved = seen.last.get("step") or seen.status.step
-    said = [cause] if cause != state else []
+    said = [] if cause in (state, *_ONLY_SIGNALS) else [cause]
     return state, "; ".join([", ".join([*said, *([f"saved at step {saved}"] if saved else [])]), why]).lstrip(
         "; "
     )
@@ -190,7 +191,8 @@ def _without_a_word(seen: _Seen) -> tuple[str, str]:
     if record is not None and record.state == "CANCELLED":
         return "stopped", "cancelled" if seen.status.state == "running" else "cancelled before it started"
     if record is not None:
-        return "lost", f"SLURM says: {how_it_ended(record.state)} ({record.state})"
+        more = "; logs --rank agent may tell more"
+        return "lost", f"SLURM says: {how_it_ended(record.state)} ({record.state}){more}"
     if seen.status.state == "new":
         if seen.submission and seen.answered:
             return (

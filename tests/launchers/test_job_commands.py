@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from dist_trainer.launchers import wait
 from dist_trainer.launchers.scheduler import NO_SLURM
 from dist_trainer.launchers.wait import wait_for_end
 from dist_trainer.run_folder import Status
+from dist_trainer.tracking.mlflow_sync import sync
 from tests.launchers.slurm_stand_ins import INVALID, NO_CONTROLLER, FakeSlurm, queue_line
 from tests.launchers.standing_runs import StandingRuns
 
@@ -198,6 +200,28 @@ def test_a_waiting_job_is_taken_out_and_its_run_is_stopped(slurm: FakeSlurm, run
         "cancelled before it started",
         False,
     )
+
+
+def test_mlflow_is_told_of_a_cancel_that_no_worker_sees(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    run = runs.make("cnn", job="7", status=Status("stopped", "time limit", 800, run_again=True))
+    run.config_path.write_text("name: cnn\ntracking: {uri: 'sqlite:///mlflow.db'}\n")
+    runs.train(run)
+    sync(run)
+    slurm.says("squeue", {"--states=all": queue_line("7", "CANCELLED"), "": queue_line("7", "PENDING")})
+    with sqlite3.connect("mlflow.db") as database:
+        assert database.execute("select status from runs").fetchall() == [("SCHEDULED",)]
+        assert invoke("cancel", "cnn").exit_code == 0
+        assert database.execute("select status from runs").fetchall() == [("KILLED",)]
+    database.close()
+
+
+def test_an_empty_log_says_where_the_progress_is(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    run = runs.make("cnn", job="7", status=Status("finished"))
+    runs.start(run, job="7")
+    run.log_path(1, 0).write_text("")
+    (run.path / "slurm" / "7_0_log.out").write_text("step 10\n")
+    hint = "(rank 0 has printed nothing; the progress: dist-trainer logs cnn --rank agent)"
+    assert invoke("logs", "cnn").stdout.splitlines()[1:] == [hint]
 
 
 def test_a_failed_run_whose_next_job_is_cancelled_stays_failed(slurm: FakeSlurm, runs: StandingRuns) -> None:

@@ -138,7 +138,8 @@ def test_what_squeue_does_not_list_is_looked_for_where_the_folder_cannot_know(
         "sacct", "7|NODE_FAIL|n1|2026-11-23T17:50:52|2026-11-23T17:50:55|2026-11-23T17:50:52|1:0|None|x"
     )
     row = stand(run)
-    assert (row.state, row.note, row.source) == ("lost", "SLURM says: a node failed (NODE_FAIL)", "sacct")
+    assert (row.state, row.source) == ("lost", "sacct")
+    assert row.note.startswith("SLURM says: a node failed (NODE_FAIL)")
 
 
 def test_a_job_that_left_the_queue_before_it_began_is_not_waited_for(
