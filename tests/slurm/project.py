@@ -127,7 +127,7 @@ class Trial:
     def finish(self, *, timeout_s: float = 120) -> None:
         """Wait for the end of the job, wherever it is; it must have finished the run."""
         cluster = self.project.cluster
-        if cluster.state(self.job) == "PENDING":
+        if int(cluster.show(self.job)["Restarts"]) > 0 and cluster.state(self.job) == "PENDING":
             cluster.release(self.job)
         state = cluster.wait_for_end(self.job, timeout_s=timeout_s)
         assert state == "COMPLETED", self.told()
