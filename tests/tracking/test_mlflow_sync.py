@@ -106,6 +106,27 @@ def test_attempts_share_one_run_and_a_rewind_doubles_nothing(run: RunFolder, ser
     assert stored.points("samples_per_s") == [(step, 101.0 if step < 40 else 102.0) for step in range(60)]
 
 
+def test_a_run_that_is_run_again_is_scheduled_until_its_next_attempt_runs(
+    run: RunFolder, server: Server
+) -> None:
+    for attempt, cause in enumerate(["SIGUSR2", "time limit"], start=1):
+        train(run, 20 * (attempt - 1), 20 * attempt, attempt=attempt)
+        run.write_status(Status("running"))
+        with run.lock():
+            carry(run)
+        assert Stored(run, server.uri).status == "RUNNING"
+        run.write_status(Status("stopped", cause, 20 * attempt, run_again=True))
+        carry(run)
+        stored = Stored(run, server.uri)
+        assert (stored.status, stored.tags["dist_trainer.reason"]) == ("SCHEDULED", cause)
+    train(run, 40, 60, attempt=3)
+    run.write_status(Status("stopped", "SIGTERM or SIGINT", 60))
+    carry(run)
+    stored = Stored(run, server.uri)
+    assert stored.status == "KILLED"
+    assert stored.points("train/loss") == LOSSES[:60]
+
+
 def test_a_changed_parameter_is_a_tag_and_a_line_and_stops_nothing(
     run: RunFolder, server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:

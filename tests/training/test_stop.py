@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +15,13 @@ from torch import Tensor
 from dist_trainer.adapters.distributed import join
 from dist_trainer.adapters.place import FENCE_VARIABLE
 from dist_trainer.errors import STOPPED
+from dist_trainer.run_folder import RunFolder
 from dist_trainer.training.metrics import Accuracy
 from dist_trainer.training.stop import Agreement, Signals, Stop
 from dist_trainer.training.trainer import Result, Scheduler
 from tests.ranks import run_ranks
 from tests.training.recipes import train, weights_digest
+from tests.training.slow import SlowAccuracy
 from tests.training.small import Watch, journal, net, rows, sgd, trainer
 
 pytestmark = pytest.mark.timeout(120)
@@ -251,3 +254,42 @@ def test_an_interrupted_evaluation_is_discarded_by_all_and_done_again(at: int, t
         for name in ("untouched", "stopped")
     }
     assert values["stopped"] == values["untouched"]
+
+
+def train_with_one_slow_evaluation(folder: str) -> tuple[Result, float]:
+    began = time.monotonic()
+    alone = (
+        SlowAccuracy(Path(folder)) if os.environ["RANK"] == "1" else Interrupting(Path(folder) / "sent", 0, 2)
+    )
+    fit = trainer(
+        folder, "run", {"data.eval_batch_size": 1}, val=rows(40), epochs=1, metrics={"accuracy": alone}
+    )
+    return fit.fit(), time.monotonic() - began
+
+
+def test_an_evaluation_is_abandoned_by_a_rank_that_got_no_signal_itself(tmp_path: Path) -> None:
+    (tmp_path / "slow-evaluation").write_text("0.5")  # 20 batches: 10 s
+    for result, seconds in run_ranks(2, train_with_one_slow_evaluation, str(tmp_path)):
+        assert (result.state, result.reason) == ("stopped", "SIGUSR2")
+        assert seconds < 6
+
+
+def train_in_a_job(folder: str) -> Result:
+    node = f"n{1 + int(os.environ['RANK']) % 2}"
+    os.environ.update({"SLURM_JOB_ID": "123", "SLURM_RESTART_COUNT": "2", "SLURMD_NODENAME": node})
+    return train(folder, {"train.epochs": 1})
+
+
+@pytest.mark.parametrize("fence", [None, 1])
+def test_an_attempt_says_which_job_and_nodes_it_ran_on_under_our_agent(
+    fence: int | None, tmp_path: Path
+) -> None:
+    if fence:
+        run_ranks(3, train_in_a_job, str(tmp_path))
+        RunFolder(tmp_path / "runs" / "run").new_fence({})
+    run_ranks(3, train_in_a_job, str(tmp_path), fence=fence and 2)
+    start = [line for line in RunFolder(tmp_path / "runs" / "run").attempts() if line["event"] == "start"][-1]
+    if fence:
+        assert (start["nodes"], start["job"], start["restart"]) == (["n1", "n2"], "123", 2)
+    else:
+        assert start["nodes"] == [socket.gethostname()] and not {"job", "restart"} & set(start)
