@@ -112,11 +112,11 @@ def test_a_run_that_is_run_again_is_scheduled_until_its_next_attempt_runs(
     for attempt, cause in enumerate(["SIGUSR2", "time limit"], start=1):
         train(run, 20 * (attempt - 1), 20 * attempt, attempt=attempt)
         run.write_status(Status("running"))
-        with run.lock():
-            carry(run)
-        assert Stored(run, server.uri).status == "RUNNING"
+        process = start(run)
+        assert process is not None
+        wait_until(lambda: run.info().mlflow_run_id and Stored(run, server.uri).status == "RUNNING", 40)
         run.write_status(Status("stopped", cause, 20 * attempt, run_again=True))
-        carry(run)
+        assert process.wait(40) == 0
         stored = Stored(run, server.uri)
         assert (stored.status, stored.tags["dist_trainer.reason"]) == ("SCHEDULED", cause)
     train(run, 40, 60, attempt=3)
