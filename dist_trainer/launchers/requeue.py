@@ -22,7 +22,7 @@ _FAILURES_OF_A_NODE = 2
 _FAILURES_WITHOUT_PROGRESS = 3
 _EARLY_S = 150.0  # before the limit: SLURM may send its signal a minute early
 _LATE_S = 5.0  # but it ends the job at the limit, not before
-_WANTED_BACK = ("preempted", "time limit", "signal")  # no failure: as often as it takes
+_WANTED_BACK = ("preempted", "time limit", "signal", "requeued")  # no failure: as often as it takes
 
 Cause = Literal["preempted", "time limit", "signal", "failure", "lost", "finished", "cancelled", "requeued"]
 
@@ -93,14 +93,20 @@ def give_back(run: RunFolder, job: SlurmJob, decision: Decision, say: Callable[[
         run.write_status(Status("do-not-requeue", reason, step))
         return NO_PROGRESS
     excluded = bad_nodes(run.attempts())
-    line = {"event": "requeue", "attempt": run.highest_fence(), "time": time.time(), "job": job.job}
-    run.record({**line, "cause": decision.cause, "step": step, "excluded": excluded, "says": decision.says})
+    record_requeue(run, job, decision, excluded)
     without = f", without {', '.join(excluded)}: failed {_FAILURES_OF_A_NODE} times" if excluded else ""
     say(f"{decision.says}: requeued{without}")
     _insist(lambda: scheduler.requeue(job.job), say)
     if excluded:
         _insist(lambda: scheduler.exclude(job.job, excluded), say)
     return None
+
+
+def record_requeue(run: RunFolder, job: SlurmJob, decision: Decision, excluded: Sequence[str] = ()) -> None:
+    """The line of attempts.jsonl that says why the job goes back into the queue, whoever puts it there."""
+    step = last_saved_step(run.journal_path(0))
+    line = {"event": "requeue", "attempt": run.highest_fence(), "time": time.time(), "job": job.job}
+    run.record({**line, "cause": decision.cause, "step": step, "excluded": excluded, "says": decision.says})
 
 
 def _insist(act: Callable[[], None], say: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ from dist_trainer.launchers import forkserver, scheduler
 from dist_trainer.launchers.accompany import accompany
 from dist_trainer.launchers.lost_attempts import close_lost_attempts
 from dist_trainer.launchers.meeting import Meeting, read_meeting, wait_for_meeting, write_meeting
-from dist_trainer.launchers.requeue import Decision, ask, decide, give_back
+from dist_trainer.launchers.requeue import Decision, ask, decide, give_back, record_requeue
 from dist_trainer.launchers.results import Ending, show_error, show_results
 from dist_trainer.launchers.scheduler import JobRecord
 from dist_trainer.launchers.signals import StopRequests
@@ -156,6 +156,8 @@ class _FirstNode:
         if decision.cause in ("cancelled", "requeued"):
             self._say(decision.says)
             self._note(ending, decision)
+        if decision.cause == "requeued":
+            record_requeue(self._run, self._job, decision)
         return ending.exit_code
 
     def _judge(self, ending: Ending) -> Decision:

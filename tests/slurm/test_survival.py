@@ -153,7 +153,7 @@ def test_scontrol_requeue_saves_and_leaves_the_requeue_to_slurm(
     trial.wait_for_state("stopped")
     trial.finish()
     looks_untouched(trial, reference(2))
-    assert (trial.requeues, cluster.show(trial.job)["Restarts"]) == ([], "1")
+    assert (trial.requeues, cluster.show(trial.job)["Restarts"]) == (["requeued"], "1")
 
 
 @pytest.mark.parametrize("how", [("scancel",), ("scancel", "--signal=TERM")], ids=" ".join)
