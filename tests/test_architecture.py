@@ -49,6 +49,7 @@ OWNERS = {
     "psutil": {"tracking/system_metrics.py"},
 }
 READ_THE_ENVIRONMENT = {
+    "config/imports.py",  # where the copy of the code is that a job runs
     "adapters/place.py",  # torchrun's variables
     "adapters/slurm_job.py",  # SLURM's variables in a job
     "launchers/forkserver.py",  # what workers start with

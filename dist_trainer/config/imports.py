@@ -1,6 +1,7 @@
 """From an import path to the class or function it names."""
 
 import importlib
+import os
 import pkgutil
 import sys
 import traceback
@@ -12,6 +13,8 @@ from typing import Any
 from dist_trainer.config.near import did_you_mean
 from dist_trainer.errors import ConfigError
 
+CODE_FOLDER_VARIABLE = "DIST_TRAINER_CODE_FOLDER"  # the copy of the code that a job runs
+
 
 def import_target(path: str) -> Callable[..., Any]:
     """The class or function at `path`, from an installed package or the current folder.
@@ -19,7 +22,7 @@ def import_target(path: str) -> Callable[..., Any]:
     Raises ConfigError that tells apart a module that does not exist, one that fails to import (with its
     error), and a name that the module does not have (with the near ones).
     """
-    _make_current_folder_importable()
+    _make_code_importable()
     parts = path.split(".")
     module, depth = _deepest_module(parts)
     found: Any = module
@@ -35,10 +38,15 @@ def import_target(path: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _make_current_folder_importable() -> None:
+def code_folder() -> Path:
+    """Where the user's own modules are: the current folder, or in a job the copy that stands for it."""
+    return Path(os.environ.get(CODE_FOLDER_VARIABLE) or Path.cwd())
+
+
+def _make_code_importable() -> None:
     """A console script has its own folder at the front of sys.path instead."""
-    here = str(Path.cwd())
-    if sys.path[:1] not in ([here], [""]):
+    here = str(code_folder())
+    if sys.path[:1] != [here] and (sys.path[:1] != [""] or here != str(Path.cwd())):
         sys.path.insert(0, here)
     importlib.invalidate_caches()  # a user's file may be younger than the last look into its folder
 
@@ -48,7 +56,7 @@ def _deepest_module(parts: list[str]) -> tuple[ModuleType, int]:
     module = _import_module(parts, 1)
     if module is None:
         near = did_you_mean(parts[0], _top_level_modules())
-        where = f"neither installed nor in {Path.cwd()}"
+        where = f"neither installed nor in {code_folder()}"
         raise ConfigError(f"{'.'.join(parts)}: there is no module {parts[0]}, {where}{near}")
     for depth in range(2, len(parts) + 1):
         if hasattr(module, parts[depth - 1]) and not isinstance(

@@ -13,12 +13,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dist_trainer.config.imports import code_folder
 from dist_trainer.errors import STOPPED, DistTrainerError, LeftEarly
 from dist_trainer.launchers.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
 
-CODE_FOLDER_VARIABLE = "DIST_TRAINER_CODE_FOLDER"  # the snapshot that a job runs
 _PRELOAD = "dist_trainer.launchers.preload"
 _GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -186,7 +186,7 @@ def _enter(folder: Path) -> None:
     os.environ.pop(
         "PYTHONSAFEPATH", None
     )  # a job keeps the current folder out of ours, not out of the user's own
-    sys.path.insert(0, os.environ.get(CODE_FOLDER_VARIABLE) or str(folder))
+    sys.path.insert(0, str(code_folder()))
 
 
 def _write_streams_to(path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from dist_trainer.config.imports import CODE_FOLDER_VARIABLE
 from dist_trainer.config.sbatch_options import UNPRINTABLE, given, signal_before_s
 from dist_trainer.config.schema import Config, SlurmConfig
 from dist_trainer.errors import DistTrainerError, UsageError
@@ -172,7 +173,7 @@ def _setup(slurm: SlurmConfig, code: Code | None) -> list[str]:
         folders = [code.folder, *code.path]
         _check_python_path(folders)
         lines += [
-            f"export DIST_TRAINER_CODE_FOLDER={shlex.quote(str(code.folder))}",
+            f"export {CODE_FOLDER_VARIABLE}={shlex.quote(str(code.folder))}",
             f"export PYTHONPATH={shlex.quote(':'.join(map(str, folders)))}${{PYTHONPATH:+:$PYTHONPATH}}",
         ]
     # srun does not take over what sbatch was told, and a task would have one core

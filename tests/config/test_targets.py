@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dist_trainer.config.check import check_in_child
+from dist_trainer.config.imports import CODE_FOLDER_VARIABLE
 from dist_trainer.config.schema import Config, ModelConfig, OptimizerConfig, SchedulerConfig, Target
 from dist_trainer.config.targets import build, check_targets, fill, import_target
 from dist_trainer.errors import ConfigError
@@ -85,6 +86,20 @@ def test_a_module_younger_than_the_process_is_found(user_folder: Path) -> None:
     assert "there is no module user_new" in error_of("user_new.f")
     (user_folder / "user_new.py").write_text("def f(): ...\n")
     assert callable(import_target("user_new.f"))
+
+
+@pytest.mark.parametrize("first", ["", "here", "elsewhere"])
+def test_in_a_job_the_copy_of_the_code_takes_the_current_folders_place(
+    first: str, user_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path_factory.mktemp("code")
+    (copy / "user_package").mkdir()  # without __init__.py, as folders of modules often are
+    (copy / "user_package" / "inner.py").write_text("def as_submitted(): ...\n")
+    (user_folder / "user_package" / "__init__.py").unlink()
+    monkeypatch.setenv(CODE_FOLDER_VARIABLE, str(copy))
+    sys.path.insert(0, str(user_folder) if first == "here" else first)
+    assert callable(import_target("user_package.inner.as_submitted"))
+    assert f"neither installed nor in {copy}" in error_of("user_nowhere.f")
 
 
 @pytest.mark.parametrize(
