@@ -52,7 +52,7 @@ class TimeLimit:
         self._recent: deque[float] = deque([self._times.step_s], RECENT)
         self._measured: set[str] = set()  # splits, in this attempt
         self._is_fresh = True  # nothing was done in this job yet that could have used its time up
-        self._is_over = False
+        self._is_over = self._is_warm = False
 
     def asked(self) -> Stop:
         """TIME_LIMIT on rank 0 once it is time to stop, and from then on."""
@@ -69,14 +69,15 @@ class TimeLimit:
         return self._end - time.time() - max(needed, self._place.signal_before_s)
 
     def trained(self, agreed: Agreed) -> None:
-        """Note how long steps take, where one was made."""
-        if agreed.slowest_step_s:
+        """Note how long steps take. An attempt's first one also compiles and warms up: it says nothing of others."""
+        if agreed.slowest_step_s and not self._is_warm:
+            self._is_warm = True
+        elif agreed.slowest_step_s:
             self._recent.append(agreed.slowest_step_s)
             self._is_fresh = False
 
     def may_evaluate(self, split: str, *, in_steps: float) -> bool:
-        """Whether an evaluation begun now ends before training must stop; it has the rows of `in_steps` steps.
-        Collective.
+        """Whether an evaluation begun now, of the rows of so many steps, ends before training must. Collective.
 
         The first thing that a job does is begun in any case: no other one would have more time. Raises
         NoProgress where as much time was too little before.

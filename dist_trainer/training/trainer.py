@@ -150,9 +150,8 @@ class Trainer:
         with Profiler(self.settings.train.profile, self.attempt) as profiler:
             profiler.step(self.step)
             while not self.finished and not self.stop:
-                micro_batches: list[Batch] = []
                 with self.recorder.waiting_for_data(self.step), suppress(ReadInterrupted):
-                    micro_batches = next(batches)
+                    micro_batches = next(batches)  # without them the ranks agree to stop
                 if self._hear(self._agreement.before_step(self.step, save=self.saves.minutes_due())):
                     self._save(last=False)
                 if self.stop:
@@ -279,9 +278,8 @@ class Trainer:
         for hook in self.hooks:
             hook.on_end(self, result)
         again = result.state == "stopped" and self.stop.run_again
-        self.attempt.record_end(
-            Status(result.state, result.reason, self.step, results=result.metrics, run_again=again)
-        )
+        status = Status(result.state, result.reason, self.step, results=result.metrics, run_again=again)
+        self.attempt.record_end(status)
         self.tracker.close()
         return result
 

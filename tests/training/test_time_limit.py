@@ -40,9 +40,12 @@ class Clock:
         )
         attempt = SimpleNamespace(run=RunFolder(folder), group=group, is_rank_zero=True)
         self.limit = TimeLimit(cast(Attempt, attempt), cast(Saves, self.saves))
+        self.warmed_up = False
 
     def trained(self, step_s: float) -> None:
-        self.limit.trained(Agreed(Stop.NONE, False, 1, 0, step_s, step_s))
+        for seconds in (0.0, step_s) if self.warmed_up else (0.0, 10**6, step_s):
+            self.limit.trained(Agreed(Stop.NONE, False, 1, 0, seconds, seconds))
+        self.warmed_up = True
 
 
 def test_training_stops_with_the_time_to_end_a_step_and_to_save(tmp_path: Path) -> None:
