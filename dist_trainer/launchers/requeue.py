@@ -98,7 +98,10 @@ def give_back(run: RunFolder, job: SlurmJob, decision: Decision, say: Callable[[
     say(f"{decision.says}: requeued{without}")
     _insist(lambda: scheduler.requeue(job.job), say)
     if excluded:
-        _insist(lambda: scheduler.exclude(job.job, excluded), say)
+        try:
+            _insist(lambda: scheduler.exclude(job.job, excluded), say)
+        except DistTrainerError as error:  # the run goes on, if only there
+            say(f"{', '.join(excluded)} could not be excluded: {error}")
     return None
 
 

@@ -126,7 +126,7 @@ class _FirstNode:
         count = self._job.node_count
         workers = count_workers(self._config, agent.visible_gpus())
         fed_by_batch(workers * count, self._config)
-        nodes = agent.Nodes()
+        nodes = agent.Nodes(address=self._job.node)
         if count > 1:
             endpoint = f"{self._job.node}:0"
             nodes = agent.Nodes(count, 0, endpoint, self._job.node, partial(self._publish, end_time))

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import signal
 import subprocess
 import tempfile
 import time
@@ -182,6 +183,18 @@ class Cluster:
         finally:
             self.resume(node)
 
+    @contextlib.contextmanager
+    def node_lost(self, node: str) -> Iterator[None]:
+        """A node of which SLURM hears no more, until the block ends, while what runs on it lives on."""
+        daemon = _daemon_of(node)
+        os.kill(daemon, signal.SIGSTOP)
+        try:
+            slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", f"Reason={_REASON}")
+            yield
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+            self.resume(node)
+
     def resume(self, node: str) -> None:
         """Give back a node that was set down, and wait until jobs may run on it."""
         if re.search("DOWN|DRAIN", self.node_state(node)):
@@ -236,6 +249,15 @@ class Cluster:
 
     def _is_below(self, place: str) -> bool:
         return Path(place).is_relative_to(self.folder)
+
+
+def _daemon_of(node: str) -> int:
+    command = f"slurmd\0-N\0{node}\0".encode()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().endswith(command):
+                return int(entry.name)
+    raise AssertionError(f"no slurmd of {node} is running")
 
 
 def job_processes() -> dict[int, tuple[str, str]]:

@@ -197,11 +197,11 @@ def test_a_node_set_down_is_shut_out_though_its_workers_live(
     trial.wait_for_step(30)
     (old,) = nodes_of(trial)
     pid = worker_pid(trial, 0)
-    with cluster.node_down(old):
+    with cluster.node_lost(old):
         cluster.wait_for_requeue(trial.job)
-        os.kill(pid, 0)  # it lives on
         cluster.release(trial.job)
         wait_for(lambda: nodes_of(trial) != [old], timeout_s=60, what=trial.told)
+        assert is_alive(pid), "the old workers should not have heard of it"
         wait_for(lambda: not is_alive(pid), timeout_s=60, what=lambda: "the old workers to find out")
         trial.finish()
     looks_untouched(trial, reference(2))
