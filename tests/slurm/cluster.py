@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import signal
 import subprocess
 import tempfile
 import time
