@@ -2,16 +2,19 @@
 
 import os
 import signal
+import sys
 
 # before torch is imported: two cores, and many processes at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.launchers.processes import Command, wait_for
 from tests.leaks import Left, look
 
 
@@ -41,6 +44,26 @@ def nothing_is_left_behind() -> Iterator[None]:
     left = before.wait_for_end(look, allowed=_ALLOWED)
     before.restore_environment()
     assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Start a command in the test's folder, python's or a script's; what it leaves behind fails the test."""
+    started: list[Command] = []
+
+    def start(*arguments: str | Path, **options: dict[str, str]) -> Command:
+        program = [] if str(arguments[0]).endswith(".sh") else [sys.executable]
+        started.append(Command(*program, *map(str, arguments), folder=tmp_path, **options))
+        return started[-1]
+
+    yield start
+    try:
+        for one in started:
+            assert one.process.poll() is not None, "the command itself is still there"
+            wait_for(lambda one=one: not one.others(), timeout_s=2, what=f"left behind: {one.others()}")
+    finally:
+        for one in started:
+            one.end()
 
 
 _ALLOWED = Left()

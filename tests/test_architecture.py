@@ -19,6 +19,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [  # a module imports from its own part and from lines below
     {"cli"},
+    {"sweeps"},
+    {"jobs"},
+    {"slurm"},
     {"launchers", "inspect_run", "pack_data"},
     {"inference"},
     {"worker"},
@@ -34,7 +37,7 @@ LAYERS = [  # a module imports from its own part and from lines below
 OWNERS = {
     "fsspec": {"adapters/storage.py"},
     "mlflow": {"tracking/mlflow_sync.py"},
-    "submitit": {"launchers/slurm.py"},
+    "submitit": {"slurm/script.py"},
     "torch.distributed.elastic": {"launchers/agent.py"},
     "torch.distributed": {"adapters/distributed.py", "launchers/agent.py"},
     "typer": {
@@ -53,10 +56,10 @@ READ_THE_ENVIRONMENT = {
     "adapters/place.py",  # torchrun's variables
     "adapters/slurm_job.py",  # SLURM's variables in a job
     "launchers/forkserver.py",  # what workers start with
-    "launchers/scheduler.py",  # to leave out what changes the output of squeue and sacct
+    "slurm/scheduler.py",  # to leave out what changes the output of squeue and sacct
     "launchers/preload.py",  # the agent's pid
     "launchers/workers.py",  # CUDA_VISIBLE_DEVICES, before torch is there
-    "launchers/slurm.py",  # what a submitted job does not take over
+    "slurm/script.py",  # what a submitted job does not take over
     "tracking/mlflow_sync.py",  # the MLflow client's retries and time-outs, in its own process
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

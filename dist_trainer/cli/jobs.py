@@ -22,16 +22,16 @@ def jobs(
     """Show how runs and their jobs stand."""
     from rich.console import Console
 
-    from dist_trainer.launchers.job_list import Queue, list_jobs, stand_in_queue
+    from dist_trainer.jobs.listing import Queue, list_jobs, stand_in_queue
 
     console = Console()
     if run is None:
-        from dist_trainer.launchers.job_table import show_jobs
+        from dist_trainer.jobs.table import show_jobs
 
         listing = list_jobs(runs, every=every)
         print_json(listing.as_json()) if as_json else show_jobs(listing, console, where=str(runs))
         return
-    from dist_trainer.launchers.job_detail import detail_as_json, show_detail
+    from dist_trainer.jobs.detail import detail_as_json, show_detail
 
     found, queue = find(run, runs), Queue()
     row = stand_in_queue(found, queue)
@@ -56,8 +56,8 @@ def logs(
     runs: Runs = RUNS,
 ) -> None:
     """Print what a rank of a run has printed."""
-    from dist_trainer.launchers.log_files import rank_of
-    from dist_trainer.launchers.logs import show_logs
+    from dist_trainer.jobs.log_files import rank_of
+    from dist_trainer.jobs.logs import show_logs
 
     exit_with(show_logs(find(run, runs), rank=rank_of(rank), attempt=attempt, follow=follow))
 
@@ -70,8 +70,8 @@ def cancel(
 ) -> None:
     """Stop runs that SLURM trains or is to train; what trains saves first."""
     found = [find(name, runs) for name in names]
-    from dist_trainer.launchers.cancel import cancel_run
-    from dist_trainer.launchers.job_list import Queue
+    from dist_trainer.jobs.cancel import cancel_run
+    from dist_trainer.jobs.listing import Queue
 
     queue = Queue()
     answers = [cancel_run(run, queue) for run in found]

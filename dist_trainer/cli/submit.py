@@ -34,8 +34,8 @@ def submit(
     """Give a run to SLURM, or give it back to go on: everything is checked first, then the code is copied."""
     loaded = load([*arguments, *([f"slurm.nodes={nodes}"] if nodes else [])])
     note_run(ctx, loaded.config.name)
-    from dist_trainer.launchers.submit import Wishes
-    from dist_trainer.launchers.submit import submit as start
+    from dist_trainer.slurm.submit import Wishes
+    from dist_trainer.slurm.submit import submit as start
 
     wishes = Wishes(
         runs=runs,

@@ -98,9 +98,9 @@ def begin(
     files, values = split(arguments)
     if not grid and files and (near := did_you_mean(files[0], ["status", "resume", "best"])):
         raise UsageError(f"sweep {files[0]}: there is no such word{near}")
-    from dist_trainer.launchers.sweep import Way, check_cell, is_local
-    from dist_trainer.launchers.sweep import begin as start
-    from dist_trainer.launchers.sweep_plan import plan
+    from dist_trainer.sweeps.plan import plan
+    from dist_trainer.sweeps.sweep import Way, check_cell, is_local
+    from dist_trainer.sweeps.sweep import begin as start
 
     here = is_local(local, as_json=as_json)
     check = partial(check_cell, local=here)
@@ -112,8 +112,8 @@ def begin(
 @sweep_app.command()
 def status(sweep: Name, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Show every cell: its values, its state, how far it is and its metric so far."""
-    from dist_trainer.launchers.sweep import status as show
     from dist_trainer.sweep_folder import find_sweep
+    from dist_trainer.sweeps.sweep import status as show
 
     exit_with(show(find_sweep(sweep, runs), as_json=as_json))
 
@@ -130,9 +130,9 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Run the cells that are not finished, each from where it is."""
-    from dist_trainer.launchers.sweep import Way, is_local
-    from dist_trainer.launchers.sweep import resume as start
     from dist_trainer.sweep_folder import find_sweep
+    from dist_trainer.sweeps.sweep import Way, is_local
+    from dist_trainer.sweeps.sweep import resume as start
 
     found = find_sweep(sweep, runs)
     here = is_local(local, as_json=as_json)
@@ -153,9 +153,9 @@ def best(
     as_json: Json = False,
 ) -> None:
     """Compare the cells by a metric, and name the checkpoint to go on with."""
-    from dist_trainer.launchers.sweep_best import best as show
-    from dist_trainer.launchers.sweep_best import metric_by
     from dist_trainer.sweep_folder import find_sweep
+    from dist_trainer.sweeps.best import best as show
+    from dist_trainer.sweeps.best import metric_by
 
     folder = find_sweep(sweep, runs)
     exit_with(show(folder, metric_by(folder, metric, mode), as_json=as_json))

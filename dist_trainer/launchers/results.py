@@ -1,9 +1,11 @@
 """How a training ended, as a table, a sentence or one JSON object."""
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -107,3 +109,8 @@ def _tracking_lines(ending: Ending) -> list[str]:
 
 def _test_first(item: tuple[str, float]) -> tuple[bool, str]:
     return (not item[0].startswith("test/"), item[0])
+
+
+def in_folder(runs: Path) -> str:
+    """The option that a command needs where runs are not in their usual place."""
+    return "" if runs == Path("runs").absolute() else f" --runs {shlex.quote(str(runs))}"

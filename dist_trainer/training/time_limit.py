@@ -70,11 +70,10 @@ class TimeLimit:
 
     def trained(self, agreed: Agreed) -> None:
         """Note how long steps take. An attempt's first one also compiles and warms up: it says nothing of others."""
-        if agreed.slowest_step_s and not self._is_warm:
-            self._is_warm = True
-        elif agreed.slowest_step_s:
-            self._recent.append(agreed.slowest_step_s)
-            self._is_fresh = False
+        if agreed.slowest_step_s:
+            if self._is_warm:
+                self._recent.append(agreed.slowest_step_s)
+            self._is_warm, self._is_fresh = True, False
 
     def may_evaluate(self, split: str, *, in_steps: float) -> bool:
         """Whether an evaluation begun now, of the rows of so many steps, ends before training must. Collective.

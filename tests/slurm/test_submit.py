@@ -1,323 +1,511 @@
-"""Submitting to a real cluster: what SLURM makes of the script, and that the job runs the code that was sent."""
+"""The submit command: what is refused and why, what is left behind, and what is said. SLURM is a fake one here."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dist_trainer.launchers.cluster_options import known_options
-from dist_trainer.launchers.submissions import jobs_of, last_job
-from dist_trainer.run_folder import RunFolder
-from tests.slurm.cluster import Cluster, slurm, wait_for
-from tests.slurm.project import Project, Trial
+from dist_trainer.config.check import Imported
+from dist_trainer.config.load import load_config
+from dist_trainer.errors import ConfigError, DistTrainerError, UsageError
+from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.slurm import submit as module
+from dist_trainer.slurm.script import Unanswered
+from dist_trainer.slurm.submissions import jobs_of
+from dist_trainer.slurm.submit import Wishes, submit
+from dist_trainer.slurm.submit_checks import gpus_of_node, workers_at_least
+from tests.launchers.processes import Command
+from tests.slurm.fake_slurm import FakeSlurm, config_text, fake_slurm
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
-REPOSITORY = Path(__file__).parents[2]
-QUICK = (
-    "train.epochs=null",
-    "train.steps=4",
-    "train.eval_every_epochs=null",
-    "data.test=null",
-    "tracking.uri=null",
-)
-ONE_NODE = ("slurm.nodes=1", "slurm.options.cpus-per-task=1")
-ODD = 'my pro\'ject $(touch canary) `touch canary`; "x" #1'
+__all__ = ["fake_slurm"]
+pytestmark = pytest.mark.timeout(60)
+Send = Callable[..., int]
 
 
 @pytest.fixture
-def project(tmp_path: Path, cluster: Cluster) -> Iterator[Project]:
-    yield Project.create(tmp_path / "project", cluster)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that commands are given in, with a configuration."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config_text())
+    monkeypatch.chdir(folder)
+    return folder
 
 
-def ended(trial: Trial, state: str = "COMPLETED") -> Trial:
-    assert trial.project.cluster.wait_for_end(trial.job, timeout_s=90) == state, trial.told()
-    return trial
+@pytest.fixture
+def imports(monkeypatch: pytest.MonkeyPatch) -> Imported:
+    """What the targets' import finds, without the seconds that torch takes."""
+    found = Imported([[]], [])
+    monkeypatch.setattr(module, "import_in_child", lambda configs, folder: found)
+    return found
 
 
-def run_named(project: Project, name: str) -> Trial:
-    trial = Trial(project, RunFolder.open(project.folder / "runs" / name))
-    project.cluster.adopt(trial.job)
-    return trial
+@pytest.fixture
+def send(fake_slurm: FakeSlurm, project: Path, imports: Imported) -> Send:
+    """Submit the project's configuration with these values."""
+
+    def start(*values: str, files: tuple[str, ...] = ("config.yaml",), **wishes: Any) -> int:
+        return submit(load_config(files, values), Wishes(**wishes))
+
+    return start
 
 
-def test_the_quickstart_is_submitted_and_waited_for(project: Project) -> None:
-    words = [str(REPOSITORY / "configs" / "quickstart.yaml"), str(REPOSITORY / "slurm" / "local.yaml")]
-    said = project.command("submit", *words, "train.epochs=2", "tracking.uri=null", "--wait", "--json")
-    shown = json.loads(said)
-    assert (shown["run"], shown["state"], shown["exit_code"]) == ("quickstart", "finished", 0)
-    trial = run_named(project, "quickstart")
-    assert shown["job"] == trial.job
-    assert trial.run.read_status().results["test/accuracy"] > 0.8
-    assert "quickstart: finished at step" in (trial.run.path / "slurm" / f"{trial.job}_0_log.out").read_text()
-    assert "is finished" in project.command("submit", *words, "train.epochs=2", "tracking.uri=null")
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, but for the lock that is made where somebody looks whether it is held."""
+    paths = [path for path in folder.rglob("*") if path.name != "run.lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
-def test_waiting_ends_with_the_code_of_the_run(project: Project) -> None:
-    words = ["submit", "train.yaml", "name=fails", *QUICK, *ONE_NODE]
-    said = project.command(*words, "model.fail=no such luck", "--wait", code=1)
-    run_named(project, "fails")
-    assert "submitted as job" in said
+def run_of(project: Path) -> RunFolder:
+    return RunFolder.open(project / "runs" / "small")
 
 
-def test_submitting_returns_at_once(project: Project) -> None:
-    began = time.monotonic()
-    trial = project.submit("quick", *QUICK, *ONE_NODE)
-    took_s = time.monotonic() - began
-    print(f"submitting took {took_s:.1f} s")
-    assert took_s < 30, "torch is imported once, on two cores that others use too"
-    ended(trial)
+# what is sent
 
 
-def test_odd_names_reach_slurm_as_they_are(tmp_path: Path, cluster: Cluster) -> None:
-    """In the working folder's name, and in values; none of it becomes shell or another option."""
-    project = Project.create(tmp_path / ODD, cluster)
-    odd = json.dumps(f"{ODD} \\ #SBATCH --exclusive")
-    before = set(project.folder.iterdir())
-    trial = project.submit("odd", *QUICK, *ONE_NODE, f"slurm.options.comment={odd}", "slurm.options.nice=3")
-    shown = slurm("scontrol", "show", "job", trial.job)
-    values = dict(re.findall(r"^ +(Comment|WorkDir|StdOut|Command)=(.*?) ?$", shown, re.MULTILINE))
-    assert values["Comment"] == f"{ODD} \\ #SBATCH --exclusive"
-    assert values["WorkDir"] == str(project.folder)
-    assert values["StdOut"] == f"{trial.run.path}/slurm/{trial.job}_0_log.out"
-    assert values["Command"] == f"{trial.run.path}/slurm/0001.sbatch"
-    assert re.search(r"\bNice=3\b", shown) and re.search(r"\bOverSubscribe=OK\b", shown)
-    assert re.search(r"\bJobName=odd\b", shown) and re.search(r"\bRequeue=1\b", shown)
-    ended(trial)
-    assert trial.run.read_status().state == "finished"
-    after = {path.name for path in set(project.folder.iterdir()) - before}
-    assert after <= {"runs", "__pycache__"}
-    assert not list(tmp_path.rglob("canary"))
-
-
-def test_what_a_dry_run_prints_is_what_slurm_has(project: Project) -> None:
-    words = ["submit", "train.yaml", "name=same", *QUICK, *ONE_NODE, "slurm.options.hold=true"]
-    shown = subprocess.run(
-        [sys.executable, "-m", "dist_trainer.cli", *words, "--dry-run"],
-        cwd=project.folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert not (project.folder / "runs" / "same").exists()
-    trial = project.submit("same", *words[3:])
-    assert slurm("scontrol", "write", "batch_script", trial.job, "-").rstrip("\n") == shown.rstrip("\n")
-
-
-@pytest.mark.parametrize("snapshot", [True, False], ids=["copied", "no snapshot"])
-def test_code_that_changes_after_the_submission_changes_the_run_only_without_a_copy(
-    snapshot: bool, project: Project
+def test_a_run_is_sent_once_and_the_next_commands_are_named(
+    send: Send, project: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (project.folder / "lib").mkdir()
-    (project.folder / "lib" / "net.py").write_text("from recipe import Net\n")
-    words = [
-        *QUICK,
-        *ONE_NODE,
-        "model.target=lib.net.Net",
-        "slurm.options.hold=true",
-    ]
-    trial = project.submit("kept", *words, *([] if snapshot else ["--no-snapshot"]))
-    for name in ("recipe.py", "lib/net.py"):
-        (project.folder / name).write_text("raise RuntimeError('changed since')\n")
-    slurm("scontrol", "release", trial.job)
-    ended(trial, "COMPLETED" if snapshot else "FAILED")
-    assert (last_job(trial.run) or pytest.fail()).code == ("code/0001" if snapshot else None)
-    assert ("changed since" in trial.told()) is not snapshot
+    assert send("slurm.nodes=2") == 0
+    run = run_of(project)
+    (job,) = jobs_of(run)
+    assert (job.job, job.nodes, job.code, job.script) == ("4711", 2, "code/0001", "slurm/0001.sbatch")
+    assert (run.path / "slurm" / "0001.sbatch").read_text() == fake_slurm.sent
+    assert run.info().working_folder == project
+    said = capsys.readouterr().out
+    assert "small: submitted as job 4711 (2 nodes)" in said
+    assert str(run.path) in said and "2031-01-02 03:04, as SLURM estimates" in said
+    assert "dist-trainer logs small -f" in said and "dist-trainer jobs\n" in said
+    assert [path.name for path in (project / "runs").iterdir()] == ["small"]
 
 
-def test_relative_paths_are_those_of_the_folder_the_command_was_given_in(project: Project) -> None:
-    """The code is a copy elsewhere; data, marks and the like are still here."""
-    project.hold("data")
-    trial = project.submit("paths", *QUICK, *ONE_NODE)
-    project.wait_until_reached("data")
-    project.let_go("data")
-    ended(trial)
+def test_a_dry_run_prints_what_is_sent_and_makes_nothing(
+    send: Send, project: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(project)
+    assert send(dry_run=True) == 0
+    shown = capsys.readouterr().out
+    assert content(project) == before
+    assert fake_slurm.sent is None
+    send()
+    assert fake_slurm.sent == shown
+    (project / "new.py").write_text("")
+    fake_slurm.queue("4711", "COMPLETED")
+    capsys.readouterr()
+    send(dry_run=True)
+    shown = capsys.readouterr().out
+    send()
+    assert fake_slurm.sent == shown and "code/0002" in shown
 
 
-def test_a_job_can_submit(project: Project, cluster: Cluster) -> None:
-    """With SLURM's variables of another job, of another size, all around it."""
-    words = ["submit", "train.yaml", "name=inner", *QUICK, "slurm.options.cpus-per-task=1", "slurm.time=3"]
-    command = f"cd {project.folder} && {sys.executable} -m dist_trainer.cli {' '.join(words)}"
-    outer = cluster.submit(command, "--nodes=1", "--ntasks=2", "--export=ALL,RANK=3,SRUN_CPUS_PER_TASK=2")
-    assert cluster.wait_for_end(outer) == "COMPLETED", cluster.output(outer)
-    trial = ended(run_named(project, "inner"))
-    shown = cluster.show(trial.job)
-    assert (shown["NumNodes"], shown["NumCPUs"], shown["TimeLimit"]) == ("2", "2", "00:03:00")
-    starts = [line for line in trial.run.attempts() if line["event"] == "start"]
-    assert [(line["nodes"], line["world_size"]) for line in starts] == [(["n1", "n2"], 2)]
+def test_one_json_object_and_nothing_else(
+    send: Send, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send("slurm.options.cpus-per-task=2", as_json=True)
+    run = project / "runs" / "small"
+    assert json.loads(capsys.readouterr().out) == {
+        "run": "small",
+        "job": "4711",
+        "folder": str(run),
+        "state": "submitted",
+        "code": "code/0001",
+        "estimated_start": "2031-01-02T03:04:05",
+        "script": f"{run}/slurm/0001.sbatch",
+    }
 
 
-def test_the_cores_of_a_task_reach_srun(project: Project) -> None:
-    trial = ended(project.submit("cores", *QUICK, "slurm.nodes=1", "slurm.options.cpus-per-task=2"))
+def test_without_a_snapshot_the_job_runs_the_folder_as_it_is(
+    send: Send, project: Path, fake_slurm: FakeSlurm
+) -> None:
+    send(snapshot=False)
+    assert "CODE_FOLDER" not in (fake_slurm.sent or "")
+    assert jobs_of(run_of(project))[0].code is None
+    assert not (project / "runs" / "small" / "code").exists()
 
-    def step_cores() -> str:
-        words = ("sacct", "--noheader", "--parsable2", "--format=JobID,AllocCPUS", f"--jobs={trial.job}")
-        lines = dict(line.split("|") for line in slurm(*words).splitlines())
-        return lines.get(f"{trial.job}.0", "")
 
-    wait_for(
-        lambda: step_cores() == "2", timeout_s=30, what=lambda: f"two cores of the step: {step_cores()!r}"
-    )
+def test_nothing_of_a_job_around_the_command_reaches_the_new_one(
+    send: Send, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "RANK", "DIST_TRAINER_FENCE", "SBATCH_SIGNAL"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_CONF", "/somewhere/slurm.conf")
+    send()
+    there = fake_slurm.environment()
+    assert there["SLURM_CONF"] == "/somewhere/slurm.conf"
+    assert not {"SLURM_JOB_ID", "SLURM_NTASKS", "RANK", "DIST_TRAINER_FENCE", "SBATCH_SIGNAL"} & set(there)
+
+
+# which run
+
+
+def test_a_run_that_is_finished_is_not_sent(
+    send: Send, project: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send()
+    fake_slurm.queue("4711", "COMPLETED")
+    run_of(project).write_status(Status("finished", step=4))
+    (fake_slurm.folder / "sent").unlink()
+    assert send() == 0
+    assert "run small is finished: --fresh trains it anew" in capsys.readouterr().out
+    assert fake_slurm.sent is None
+    assert send("train.epochs=2") == 0
+    assert len(jobs_of(run_of(project))) == 2
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUE_HOLD"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_that_a_job_has_is_not_sent_again(
+    state: str, fresh: bool, send: Send, project: Path, fake_slurm: FakeSlurm
+) -> None:
+    send()
+    before = content(project)
+    fake_slurm.queue("4711", state)
+    with pytest.raises(UsageError) as refused:
+        send(fresh=fresh)
+    said = str(refused.value)
+    assert said.startswith(f"run small is submitted already: job 4711 is {state} (Resources)")
+    assert "dist-trainer cancel small ends it" in said
+    assert content(project) == before
+
+
+def test_a_run_whose_job_is_dead_is_sent_again(send: Send, project: Path, fake_slurm: FakeSlurm) -> None:
+    send()
+    fake_slurm.queue("4711", "CANCELLED")
+    fake_slurm.say("answer", "4712")
+    send()
+    assert [job.job for job in jobs_of(run_of(project))] == ["4711", "4712"]
+    assert [job.code for job in jobs_of(run_of(project))] == ["code/0001", "code/0001"]
+    assert [job.script for job in jobs_of(run_of(project))][-1] == "slurm/0002.sbatch"
+
+
+def test_a_run_that_is_trained_here_is_not_sent(send: Send, project: Path) -> None:
+    run = RunFolder.create(project / "runs" / "small", config_text(), working_folder=project)
+    with run.lock(), pytest.raises(UsageError, match="is being trained by pid"):
+        send()
+
+
+def test_a_changed_configuration_is_refused_as_in_training(send: Send, project: Path) -> None:
+    send()
+    run = run_of(project)
+    run.journal_path(0).write_text('{"event": "checkpoint", "step": 2}\n')
+    (run.checkpoints / "step-000000002-f0001").mkdir()
+    (run.checkpoints / "step-000000002-f0001" / "COMMIT.json").write_text("{}")
+    before = content(project)
+    with pytest.raises(DistTrainerError):
+        send("optimizer.lr=0.5")
+    assert content(project) == before
+
+
+def test_a_run_that_goes_on_has_its_new_configuration_and_keeps_the_old_one(
+    send: Send, project: Path
+) -> None:
+    send()
+    send("train.epochs=3", "slurm.time=5")
+    run = run_of(project)
+    assert "epochs: 3" in run.config_path.read_text()
+    assert (run.path / "config-1.yaml").exists()
+
+
+def test_a_fresh_run_is_begun_beside_the_old_one(send: Send, project: Path, fake_slurm: FakeSlurm) -> None:
+    send()
+    (run_of(project).path / "mark").touch()
+    send(fresh=True)
+    assert (project / "runs" / "small-old-1" / "mark").exists()
+    assert not (project / "runs" / "small" / "mark").exists()
+    assert "code/0001" in (fake_slurm.sent or "")
+
+
+# what stands against it; nothing is left behind
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("values", "said"),
     [
-        ("slurm.partition=nope", r"slurm\.partition is refused by SLURM \(nope\): .*[Pp]artition"),
-        ("slurm.nodes=6", "is refused by SLURM.*: "),
-        ("slurm.options.gres=gpu:4", r"slurm\.options\.gres is refused by SLURM \(gpu:4\)"),
-        ("slurm.options.gpu-per-node=4", "is no option of this cluster's sbatch; did you mean gpus-per-node"),
-        ("slurm.options.cpus-per-task=512", "is refused by SLURM"),
-        ("slurm.srun_options.cpu_bind=none", "must be written cpu-bind"),
+        (
+            ["slurm.options.gpu-per-node=4"],
+            "is no option of this cluster's sbatch; did you mean gpus-per-node?",
+        ),
+        (["slurm.options.excl=true"], "slurm.options.excl is no option of this cluster's sbatch"),
+        (["slurm.srun_options.cpu-bnd=none"], "is no option of this cluster's srun; did you mean cpu-bind?"),
+        (["slurm.setup=[module load a]"], "slurm.setup.0 is shell from the command line"),
+        (
+            ["slurm.nodes=3", "launch.workers_per_node=2"],
+            "must be at least the world size, 6 (3 nodes with 2",
+        ),
+        (["slurm.nodes=2", "slurm.options.gpus-per-node=4"], "must be at least the world size, 8"),
+        (["checkpoint.folder=nowhere://bucket"], "checkpoint.folder cannot take checkpoints: "),
+        (["checkpoint.folder=/proc/1/nothing"], "checkpoint.folder cannot take checkpoints: "),
     ],
 )
-def test_what_the_cluster_cannot_do_is_an_error_before_anything_is_made(
-    value: str, said: str, project: Project
+def test_what_is_refused_before_slurm_is_asked(
+    values: list[str], said: str, send: Send, project: Path, fake_slurm: FakeSlurm
 ) -> None:
-    told = project.command("submit", "train.yaml", "name=no", *QUICK, value, code=2)
-    assert re.search(said, told), told
-    assert re.search(r"^(command line|train\.yaml(:\d+)?): ", told, re.MULTILINE), told
-    assert not (project.folder / "runs" / "no").exists()
+    before = content(project)
+    with pytest.raises(ConfigError, match=re.escape(said)) as refused:
+        send(*values)
+    assert str(refused.value).startswith(("command line: ", "config.yaml:"))
+    assert {name for name in content(project) if name != "runs"} == set(before)
+    assert fake_slurm.sent is None
 
 
-def test_a_partition_that_is_down_takes_jobs_and_their_wait_is_said(
-    project: Project, cluster: Cluster
+def test_an_option_that_help_leaves_out_is_asked_of_sbatch_itself(send: Send) -> None:
+    assert send("slurm.options.hint=nomultithread") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "key"),
+    [
+        (
+            "Batch job submission failed: Invalid partition name specified",
+            ["slurm.partition=x"],
+            "slurm.partition",
+        ),
+        ("Requested time limit is invalid (missing or exceeds some limit)", ["slurm.time=9"], "slurm.time"),
+        ("Invalid account or account/partition combination specified", [], "slurm.options.account"),
+        ("Invalid qos specification", ["slurm.options.account=me"], "slurm.options.qos"),
+        ("Invalid generic resource (gres) specification", ["slurm.options.gpus-per-node=2"], "gpus-per-node"),
+        ("Requested node configuration is not available", [], "slurm is refused"),
+    ],
+)
+def test_slurms_own_refusal_is_quoted_at_the_key_it_is_about(
+    words: str, values: list[str], key: str, send: Send, project: Path, fake_slurm: FakeSlurm
 ) -> None:
-    slurm("scontrol", "update", "PartitionName=short_grace", "State=DOWN")
-    try:
-        trial = project.submit("waits", *QUICK, *ONE_NODE, "slurm.partition=short_grace")
-        assert cluster.state(trial.job) == "PENDING"
-        told = project.command("submit", "train.yaml", "name=waits", *QUICK, *ONE_NODE, code=2)
-        assert f"job {trial.job} is PENDING" in told
-    finally:
-        slurm("scontrol", "update", "PartitionName=short_grace", "State=UP")
+    fake_slurm.refuse(words)
+    with pytest.raises(ConfigError) as refused:
+        send(*values)
+    assert words in str(refused.value) and key in str(refused.value)
+    assert not (project / "runs" / "small").exists()
 
 
-def test_the_options_that_sbatch_names_are_read(cluster: Cluster) -> None:
-    known_options.cache_clear()
-    assert {"account", "gres", "mem", "constraint", "gpus-per-node", "extra-node-info"} <= known_options(
-        "sbatch"
-    )
-    assert {"label", "mpi", "overlap"} <= known_options("srun")
+def test_a_target_that_cannot_be_imported_is_an_error_with_its_place(
+    fake_slurm: FakeSlurm, project: Path
+) -> None:
+    """The real import, in a process of its own."""
+    with pytest.raises(ConfigError, match=r"command line: model\.target .*Linear"):
+        submit(load_config(["config.yaml"], ["model.target=torch.nn.Linaer"]), Wishes())
+    assert not (project / "runs" / "small").exists()
 
 
-def test_of_two_submissions_at_once_one_is_refused(project: Project) -> None:
-    words = ["submit", "train.yaml", "name=twice", *QUICK, *ONE_NODE, "slurm.options.hold=true"]
-    commands = [
-        subprocess.Popen(
-            [sys.executable, "-m", "dist_trainer.cli", *words],
-            cwd=project.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    said = [command.communicate(timeout=90) for command in commands]
-    assert sorted(command.returncode for command in commands) == [0, 2, 2], said
-    trial = run_named(project, "twice")
-    assert [entry.job for entry in jobs_of(trial.run)] == [trial.job]
-    assert slurm("squeue", "--noheader", "--name=twice", "--format=%i").split() == [trial.job]
-    for command, (_, error) in zip(commands, said, strict=True):
-        if command.returncode:
-            assert "is being submitted by pid" in error or f"job {trial.job} is PENDING" in error
+@pytest.mark.parametrize("late", [False, True], ids=["asked first", "given the job"])
+@pytest.mark.parametrize("kind", ["new", "there", "fresh"])
+def test_a_refusal_leaves_everything_as_it_was(
+    kind: str, late: bool, send: Send, project: Path, fake_slurm: FakeSlurm
+) -> None:
+    if kind != "new":
+        send()
+        (project / "new.py").write_text("")
+    before = content(project)
+    fake_slurm.refuse("Batch job submission failed: no", when="send" if late else "test")
+    with pytest.raises(ConfigError, match="is refused by SLURM: Batch job submission failed: no"):
+        send("train.epochs=7", fresh=kind == "fresh")
+    assert {name: text for name, text in content(project).items() if name != "runs"} == {
+        name: text for name, text in before.items() if name != "runs"
+    }
 
 
-# the scripts beside the launcher
+def test_a_disk_that_is_full_leaves_nothing(
+    send: Send, project: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "code/0001/x")
+
+    monkeypatch.setattr(module, "write_snapshot", full)
+    with pytest.raises(UsageError, match=r"small cannot be written: code/0001/x no space left on device"):
+        send()
+    assert list((project / "runs").iterdir()) == []
+    assert fake_slurm.sent is None
 
 
-def script(project: Project, path: str, *words: str, **variables: str) -> str:
-    """Run one as a user with the environment activated does."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **variables}
-    done = subprocess.run(
-        [str(REPOSITORY / path), *words],
-        cwd=project.folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def test_a_job_that_cannot_be_noted_is_taken_back(
+    send: Send, project: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled: list[str] = []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "add_job", full)
+    monkeypatch.setattr(module.scheduler, "cancel", cancelled.append)
+    with pytest.raises(UsageError, match="no space left"):
+        send()
+    assert cancelled == ["4711"]
+    assert list((project / "runs").iterdir()) == []
 
 
-def test_launch_slurm(project: Project) -> None:
-    local = str(REPOSITORY / "slurm" / "local.yaml")
-    said = script(project, "launch/slurm.sh", "train.yaml", "name=script", *QUICK, PROFILE=local, NODES="2")
-    assert "submitted as job" in said
-    trial = ended(run_named(project, "script"))
-    assert project.cluster.show(trial.job)["NumNodes"] == "2"
+def test_an_answer_that_never_came_is_looked_for_in_the_queue(
+    send: Send, project: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm.refuse("Batch job submission failed: Socket timed out on send/recv operation", when="send")
+    with pytest.raises(Unanswered, match="Socket timed out"):
+        send()
+    assert run_of(project).config_path.exists(), "SLURM may have the job: what it needs stays"
+    monkeypatch.setattr(time, "time", lambda: 1925089445.0)  # about when the fake job came in
+    fake_slurm.queue("99", "PENDING")
+    assert send() == 0
+    assert jobs_of(run_of(project))[-1].job == "99"
 
 
-def test_launch_slurm_sweep(project: Project, cluster: Cluster) -> None:
-    words = ["train.yaml", "name=a", *QUICK, "slurm.nodes=1", "--grid", "seed=0:2", "--name", "grid"]
-    profile = project.folder / "profile.yaml"
-    profile.write_text("slurm: {options: {cpus-per-task: 1}}\nlaunch: {device: cpu}\n")
-    script(project, "launch/slurm_sweep.sh", *words, PROFILE=str(profile), PARALLEL="1")
-    runs = [RunFolder.open(project.folder / "runs" / f"grid-000{number}") for number in range(2)]
-    jobs = [(last_job(run) or pytest.fail()).job for run in runs]
-    cluster.adopt(jobs[0].partition("_")[0])
-    for job, run in zip(jobs, runs, strict=True):
-        assert cluster.wait_for_end(job, timeout_s=120) == "COMPLETED", Trial(project, run).told()
-        assert run.read_status().state == "finished"
+def test_a_silent_controller_is_no_refusal_and_leaves_nothing(
+    send: Send, project: Path, fake_slurm: FakeSlurm
+) -> None:
+    fake_slurm.refuse("Unable to contact slurm controller (connect failure)", when="send")
+    with pytest.raises(DistTrainerError, match=r"SLURM does not answer: .*connect failure"):
+        send()
+    assert list((project / "runs").iterdir()) == []
 
 
-def test_the_plain_batch_script(project: Project, cluster: Cluster) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["sbatch", "--parsable", "--time=5", "--cpus-per-task=1"]
-    words = ["train.yaml", "name=plain", *QUICK]
-    done = subprocess.run(
-        [*command, str(REPOSITORY / "slurm" / "train.sbatch"), *words],
-        cwd=project.folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    job = done.stdout.strip()
-    cluster.adopt(job)
-    log = project.folder / f"slurm-{job}.out"
-    assert cluster.wait_for_end(job, timeout_s=90) == "COMPLETED", log.read_text()
-    run = RunFolder.open(project.folder / "runs" / "plain")
-    assert run.read_status().state == "finished"
-    (start,) = [line for line in run.attempts() if line["event"] == "start"]
-    assert (start["nodes"], start["world_size"]) == (["n1", "n2"], 2)
+def test_of_two_at_once_one_wins(send: Send, project: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.say("before", "sleep 1.5")
+    ended: list[object] = []
+
+    def start() -> None:
+        try:
+            ended.append(send())
+        except UsageError as error:
+            ended.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 0 in ended
+    (refused,) = [end for end in ended if end != 0]
+    assert re.search(r"is being submitted by pid \d+ on .* just now", str(refused))
+    assert len(jobs_of(run_of(project))) == 1
 
 
-def test_the_plain_batch_script_survives_a_preemption(project: Project, cluster: Cluster) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    words = ["train.yaml", "name=plain", "data.train.sample_s=0.1", "tracking.uri=null"]
-    done = subprocess.run(
-        ["sbatch", "--parsable", "--time=5", str(REPOSITORY / "slurm" / "train.sbatch"), *words],
-        cwd=project.folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    job = done.stdout.strip()
-    cluster.adopt(job)
-    folder = project.folder / "runs" / "plain"
-    wait_for((folder / "run.json").exists, timeout_s=60, what=lambda: "the run's folder")
-    trial = Trial(project, RunFolder.open(folder))
-    trial.wait_for_step(20)
-    cluster.preempt(job)
-    cluster.release(job)
-    assert cluster.wait_for_end(job, timeout_s=120) == "COMPLETED", trial.told()
-    assert trial.run.read_status().state == "finished"
-    assert trial.requeues == ["preempted"]
+# shell lines
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu", "local"])
-def test_a_profile_reads_well(profile: str, project: Project) -> None:
-    """What a larger cluster has is asked for; this one says that it has not got it, and nothing else is wrong."""
-    path = str(REPOSITORY / "slurm" / f"{profile}.yaml")
-    words = ["submit", "train.yaml", path, "name=a", "data.global_batch_size=16", "--dry-run"]
-    told = project.command(*words, code=0 if profile == "local" else 2)
-    assert ("refused by SLURM" in told) is (profile != "local"), told
+@pytest.mark.parametrize(
+    ("profile", "accepted"),
+    [
+        ("slurm: {setup: [module load a]}\nlaunch: {env: {A: b}}\n", True),
+        ("slurm: {setup: [module load a]}\n", True),
+        ("slurm: {setup: [module load a]}\nseed: 3\n", False),
+    ],
+)
+def test_shell_lines_come_from_a_profile_alone(
+    profile: str, accepted: bool, send: Send, project: Path, fake_slurm: FakeSlurm
+) -> None:
+    (project / "profile.yaml").write_text(profile)
+    files = ("config.yaml", "profile.yaml")
+    if accepted:
+        send(files=files)
+        assert "\nmodule load a\n" in (fake_slurm.sent or "")
+        with pytest.raises(
+            ConfigError, match=r"^command line: slurm\.setup\.0 is shell from the command line"
+        ):
+            send("slurm.setup.0=rm -r", files=files)
+        return
+    with pytest.raises(ConfigError, match=r"^profile.yaml:1: slurm\.setup\.0 is shell in a file .* seed"):
+        send(files=files)
+
+
+# what is only said
+
+
+def test_mlflow_that_does_not_answer_is_a_warning(send: Send, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        send(f"tracking.uri=http://me:secret@127.0.0.1:{port}", "slurm.options.cpus-per-task=2")
+        assert capsys.readouterr().err == ""
+    began = time.monotonic()
+    send(f"tracking.uri=http://me:secret@127.0.0.1:{port}")
+    assert time.monotonic() - began < 5
+    said = capsys.readouterr().err
+    assert f"MLflow at http://127.0.0.1:{port} does not answer from here: " in said
+    assert "secret" not in said
+
+
+def test_a_database_in_a_folder_that_is_none_is_a_warning(
+    send: Send, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "file").touch()
+    send("tracking.uri=sqlite:///file/mlflow.db")
+    assert f"{project}/file is no folder" in capsys.readouterr().err
+
+
+def test_who_asks_for_no_cores_is_told_that_there_is_one(
+    send: Send, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send(dry_run=True)
+    assert "gives each node's task one: see slurm.options.cpus-per-task" in capsys.readouterr().err
+    send("slurm.options.cpus-per-task=2", dry_run=True)
+    assert capsys.readouterr().err == ""
+
+
+# a machine without SLURM
+
+
+@pytest.fixture
+def no_slurm(project: Path, imports: Imported, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("PATH", "/nowhere")
+    return project
+
+
+def test_without_slurm_one_line_says_so(no_slurm: Path) -> None:
+    with pytest.raises(DistTrainerError, match=r"^no SLURM answers on this machine; slurm/local/up .*$"):
+        submit(load_config(["config.yaml"]), Wishes())
+    assert content(no_slurm).keys() == {"config.yaml"}
+
+
+def test_without_slurm_a_dry_run_says_what_was_not_checked(
+    no_slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(load_config(["config.yaml"], ["slurm.options.madeup=1"]), Wishes(dry_run=True)) == 0
+    said = capsys.readouterr()
+    assert "options, partition and limits were not checked" in said.err
+    assert "--madeup=1" in said.out
+    assert content(no_slurm).keys() == {"config.yaml"}
+
+
+# how many workers there will be
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "gpus"),
+    [
+        ({"gpus-per-node": 4}, 1, 4),
+        ({"gpus-per-node": "a100:2,v100:1"}, 1, 3),
+        ({"gpus-per-task": "h100:8"}, 1, 8),
+        ({"gres": "gpu"}, 1, 1),
+        ({"gres": "gpu:2,shard:4"}, 1, 2),
+        ({"gres": "gpu:a100:2"}, 1, 2),
+        ({"gpus": 8}, 2, 4),
+        ({"gres": "license:4"}, 1, 0),
+        ({}, 1, 0),
+    ],
+)
+def test_the_gpus_of_a_node_are_read_from_the_options(
+    options: dict[str, Any], nodes: int, gpus: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(config_text(slurm={"options": options, "nodes": nodes}))
+    config = load_config([tmp_path / "config.yaml"]).config
+    assert gpus_of_node(config.slurm) == gpus
+    assert workers_at_least(config) == min(4, gpus or 1)
+
+
+# the command itself
+
+
+def test_the_command_takes_its_options_and_gives_errors_as_others_do(
+    fake_slurm: FakeSlurm, project: Path, command: Callable[..., Command]
+) -> None:
+    words = [str(project / "config.yaml"), "--dry-run", "--nodes", "2", "--json", "--no-snapshot"]
+    shown = command("-m", "dist_trainer.cli", "submit", *words)
+    assert shown.finish() == 0, shown.stderr
+    assert "#SBATCH --nodes=2" in json.loads(shown.stdout)["script"]
+    refused = command("-m", "dist_trainer.cli", "submit", *words, "slurm.options.foo=1")
+    assert refused.finish() == 2
+    assert json.loads(refused.stdout)["state"] == "failed"
+    assert "slurm.options.foo is no option of this cluster's sbatch" in refused.stderr
+    assert "Traceback" not in refused.stderr

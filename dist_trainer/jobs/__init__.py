@@ -1,0 +1,1 @@
+"""How runs and their jobs stand, in words: the list, the detail, the logs, cancelling."""

@@ -1,0 +1,122 @@
+"""All runs of a folder and all jobs of ours, each with how it stands: what `dist-trainer jobs` shows.
+
+SLURM is asked once for the queue. What is not in it is looked for by itself only where the run's folder cannot
+be the truth: it says running, or was to be run again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dist_trainer.jobs.standing import DONE, Standing, clock, standing
+from dist_trainer.run_folder import RunFolder
+from dist_trainer.slurm.reasons import is_held, why_it_waits
+from dist_trainer.slurm.scheduler import NO_SLURM, JobRecord, SchedulerUnavailable, find, my_jobs
+from dist_trainer.slurm.submissions import Submission, last_job, user_name
+
+_ORDER = ("running", "ending", "starting", "preempted", "requeued", "pending", "held", "lost")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What there is to show. `problem`: why SLURM could not be asked, "" where it could."""
+
+    rows: Sequence[Standing]
+    hidden: int  # runs left out because they are done
+    others: Sequence[Standing]  # jobs of ours that no run here was given to
+    problem: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs; times are unix seconds."""
+        return {
+            "runs": [asdict(row) for row in self.rows],
+            "other_jobs": [asdict(row) for row in self.others],
+            "hidden": self.hidden,
+            "problem": self.problem or None,
+        }
+
+
+class Queue:
+    """SLURM's queue as it was when first asked; `problem` says why it could not be, "" where it could."""
+
+    def __init__(self) -> None:
+        self.problem = ""
+
+    @cached_property
+    def mine(self) -> Mapping[str, JobRecord]:
+        """The jobs of ours in it."""
+        try:
+            return my_jobs()
+        except SchedulerUnavailable as error:
+            self.problem = str(error)
+            return {}
+
+    def record(self, submission: Submission, *, sure: bool) -> JobRecord | None:
+        """What is known of a job. Not `sure`: the queue may be silent on it, so it is looked for elsewhere."""
+        known = self.mine.get(submission.job)
+        if known is not None or self.problem == NO_SLURM:
+            return known
+        if sure and submission.user == user_name():
+            return None
+        try:
+            record = find(submission.job)
+        except SchedulerUnavailable as error:
+            self.problem = self.problem or str(error)
+            return None
+        if record is not None and record.source != "squeue":
+            self.problem = ""  # somebody answered
+        return record
+
+
+def list_jobs(runs: Path, *, every: bool = False) -> Listing:
+    """How the runs under `runs` stand; done ones only if `every`."""
+    queue = Queue()
+    mine = queue.mine
+    folders = sorted(path.parent for path in runs.glob("*/run.json"))
+    found = [(run, last_job(run)) for run in map(RunFolder.open, folders)]
+    owners = _newest(found)
+    rows = [stand_in_queue(run, queue, owns=owners.get(job.job if job else "") == run) for run, job in found]
+    shown = [row for row in rows if every or row.is_live or row.state not in DONE]
+    others = [row for job, row in sorted(_without_run(mine).items()) if job not in owners] if every else []
+    order = {state: number for number, state in enumerate(_ORDER)}
+    shown.sort(key=lambda row: (order.get(row.state, len(order)), row.run))
+    return Listing(shown, len(rows) - len(shown), others, queue.problem)
+
+
+def stand_in_queue(run: RunFolder, queue: Queue, *, owns: bool = True) -> Standing:
+    """How a run stands; not `owns`: its job's number has been given to another run since."""
+    submission = last_job(run)
+    if submission is None or not owns:
+        return standing(run, None)
+    status = run.read_status()
+    is_told = status.state not in ("new", "running") and not status.run_again
+    record = queue.record(submission, sure=is_told)
+    return standing(run, record, answered=record is not None or not queue.problem)
+
+
+def _newest(found: Sequence[tuple[RunFolder, Submission | None]]) -> dict[str, RunFolder]:
+    """The run that each job was last given to: a cluster that was set up anew counts from 1 again."""
+    pairs = sorted(((job.time, run) for run, job in found if job), key=lambda pair: pair[0])
+    return {job.job: run for _, run in pairs if (job := last_job(run))}
+
+
+def _without_run(mine: Mapping[str, JobRecord]) -> dict[str, Standing]:
+    rows = {}
+    for job, record in mine.items():
+        row = Standing(record.name, "", record.state.lower(), job=job, slurm_state=record.state)
+        if record.state == "PENDING":
+            note = why_it_waits(record.reason, job)
+            if record.begin is not None:
+                note += f", starts about {clock(record.begin)}"
+            state = "held" if is_held(record.reason) else "pending"
+            row = replace(row, state=state, note=note, estimated_start=record.begin)
+        rows[job] = replace(
+            row,
+            nodes=record.nodes,
+            slurm_reason=record.reason or None,
+            source=record.source,
+            job_end=record.end,
+        )
+    return rows

@@ -1,0 +1,216 @@
+"""The `sweep` commands below the command line: begin one, see how it stands, run what is missing, name the best."""
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from dist_trainer.config.load import Loaded
+from dist_trainer.config.schema import BestConfig
+from dist_trainer.errors import FINISHED, DistTrainerError, UsageError
+from dist_trainer.launchers.results import in_folder
+from dist_trainer.slurm import scheduler
+from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder
+from dist_trainer.sweeps.local import LocalSweep
+from dist_trainer.sweeps.plan import Planned, freeze, refuse_existing, unmake
+from dist_trainer.sweeps.rows import Row, rows, wanted_metric
+from dist_trainer.sweeps.screen import SweepScreen, print_cells, print_rows
+
+if TYPE_CHECKING:
+    from dist_trainer.sweeps.submit import ArrayJob
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where and how cells are to run, and what is shown of it."""
+
+    local: bool = True  # here, or else in SLURM
+    parallel: int | None = None  # at a time; None: one here, all of them in SLURM
+    only: int | None = None  # this cell alone
+    dry_run: bool = False
+    snapshot: bool = True  # of the code, for a job
+    runs: Path = RUNS
+    as_json: bool = False
+
+    @property
+    def console(self) -> Console:
+        """Where the words go; nowhere where a script wants one object."""
+        return Console(quiet=self.as_json, highlight=False)
+
+
+def is_local(wanted: bool, *, as_json: bool) -> bool:
+    """Whether cells run on this machine: where that is wanted, or there is no SLURM."""
+    if wanted or scheduler.is_there():
+        return wanted
+    if not as_json:
+        print("no SLURM answers here: the cells run on this machine")
+    return True
+
+
+def check_cell(loaded: Loaded, *, local: bool) -> Sequence[tuple[str, str]]:
+    """What is wrong with a cell where it is to run: (dotted key, message) pairs."""
+    if not local:
+        from dist_trainer.sweeps.submit import check_for_slurm
+
+        return check_for_slurm(loaded)
+    workers, size = loaded.config.launch.workers_per_node, loaded.config.data.global_batch_size
+    if not isinstance(workers, int) or workers <= size:
+        return []
+    return [("data.global_batch_size", f"must be at least the number of ranks, {workers}, got {size}")]
+
+
+def begin(planned: Planned, way: Way) -> int:
+    """Freeze the sweep and run it; the command's exit code."""
+    sweep = planned.sweep
+    refuse_existing(sweep, way.runs)
+    cells = _chosen(sweep.cells, way, sweep.name)
+    job = None
+    if not way.local:
+        from dist_trainer.sweeps.submit import prepare
+
+        path = Path(way.runs, sweep.name).absolute()
+        modules, parallel = planned.modules, way.parallel
+        job = prepare(
+            sweep, path, cells, planned.first, modules=modules, parallel=parallel, snapshot=way.snapshot
+        )
+    if way.dry_run:
+        return _preview(sweep, cells, way, job)
+    folder = freeze(sweep, way.runs)
+    if job is not None:
+        return _send_or_unmake(folder, job, way)
+    way.console.print(f"sweep {sweep.name}: {len(sweep.cells)} cells in {folder.path}", soft_wrap=True)
+    return _run_here(folder, cells, way)
+
+
+def _send_or_unmake(folder: SweepFolder, job: "ArrayJob", way: Way) -> int:
+    from dist_trainer.slurm.script import Unanswered
+    from dist_trainer.sweeps.submit import send
+
+    try:
+        return send(folder, job, as_json=way.as_json)
+    except Unanswered:
+        raise
+    except DistTrainerError:
+        unmake(folder)
+        raise
+
+
+def resume(folder: SweepFolder, way: Way) -> int:
+    """Run the cells that are not finished and that nobody is about to run; the command's exit code."""
+    with nullcontext() if way.local else folder.lock():
+        return _resume(folder, way)
+
+
+def _resume(folder: SweepFolder, way: Way) -> int:
+    sweep, console = folder.sweep, way.console
+    metric = wanted_metric(folder)
+    found = rows(folder, metric)
+    missing = [row.cell for row in found if row.is_missing]
+    live = [row for row in found if row.standing.is_live]
+    cells = _chosen(missing, way, sweep.name)
+    if live:
+        console.print(f"{len(live)} cells are being run already; they are left alone", soft_wrap=True)
+    if not cells:
+        what = "misses nothing" if live else "is finished"
+        console.print(f"sweep {sweep.name} {what}: {_next(folder, found)}", soft_wrap=True)
+        if way.as_json:
+            _print_json(folder, found, FINISHED, metric)
+        return FINISHED
+    if way.local:
+        return _preview(sweep, cells, way, None) if way.dry_run else _run_here(folder, cells, way)
+    from dist_trainer.sweeps.submit import first_of, modules_of, prepare, send
+
+    modules, parallel = modules_of(folder, cells), way.parallel
+    first = first_of(folder, cells)
+    job = prepare(sweep, folder.path, cells, first, modules=modules, parallel=parallel, snapshot=way.snapshot)
+    return _preview(sweep, cells, way, job) if way.dry_run else send(folder, job, as_json=way.as_json)
+
+
+def status(folder: SweepFolder, *, as_json: bool) -> int:
+    """Show every cell."""
+    metric = wanted_metric(folder)
+    found = rows(folder, metric)
+    if as_json:
+        _print_json(folder, found, FINISHED, metric)
+        return FINISHED
+    console = Console(highlight=False)
+    print_rows(folder.sweep, found, metric, console)
+    console.print(_next(folder, found), markup=False, soft_wrap=True)
+    return FINISHED
+
+
+def _run_here(folder: SweepFolder, cells: Sequence[Cell], way: Way) -> int:
+    metric, console = wanted_metric(folder), way.console
+    screen = SweepScreen(folder.sweep, metric, console)
+    code = LocalSweep(folder, screen, parallel=way.parallel or 1).run(cells)
+    found = rows(folder, metric)
+    if way.as_json:
+        _print_json(folder, found, code, metric)
+        return code
+    print_rows(folder.sweep, found, metric, console)
+    console.print(_next(folder, found), markup=False, soft_wrap=True)
+    return code
+
+
+def _chosen(cells: Sequence[Cell], way: Way, name: str) -> Sequence[Cell]:
+    if way.only is None:
+        return cells
+    chosen = [cell for cell in cells if cell.index == way.only]
+    if not chosen:
+        there = ", ".join(str(cell.index) for cell in cells[:20]) or "none"
+        raise UsageError(f"--only {way.only}: sweep {name} has no such cell to run; there is {there}")
+    return chosen
+
+
+def _preview(sweep: Sweep, cells: Sequence[Cell], way: Way, job: "ArrayJob | None") -> int:
+    if way.as_json:
+        shown = [{"index": cell.index, "run": cell.run, "values": cell.values} for cell in cells]
+        print(
+            json.dumps(
+                {"sweep": sweep.name, "dry_run": True, "cells": shown, "script": job and job.script}, indent=2
+            )
+        )
+        return FINISHED
+    print_cells(sweep, cells, way.console)
+    if job is not None:
+        print(f"\n{job.script}", end="")
+    where = "this machine" if way.local else "SLURM"
+    way.console.print(f"{len(cells)} cells for {where}; nothing was made or started", soft_wrap=True)
+    return FINISHED
+
+
+def _next(folder: SweepFolder, found: Sequence[Row]) -> str:
+    """What to do next, in words and as a command."""
+    what, verb = "how it stands", "status"
+    if any(row.is_missing for row in found):
+        what, verb = "to run what is missing", "resume"
+    elif all(row.is_finished for row in found):
+        what, verb = "the best of them", "best"
+    return f"{what}: dist-trainer sweep {verb} {folder.path.name}{in_folder(folder.path.parent)}"
+
+
+def _print_json(folder: SweepFolder, found: Sequence[Row], code: int, metric: BestConfig) -> None:
+    content: dict[str, Any] = {
+        "sweep": folder.path.name,
+        "folder": str(folder.path),
+        "state": _state(found),
+        "exit_code": code,
+        "metric": metric.metric,
+        "mode": metric.mode,
+        "cells": [row.as_json() for row in found],
+    }
+    print(json.dumps(content, indent=2, default=str))
+
+
+def _state(found: Sequence[Row]) -> str:
+    if any(row.standing.is_live for row in found):
+        return "running"
+    if all(row.is_finished for row in found):
+        return "finished"
+    return "failed" if any(row.standing.state in ("failed", "do-not-requeue") for row in found) else "stopped"

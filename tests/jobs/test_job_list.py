@@ -1,0 +1,261 @@
+"""How runs and jobs stand is told in words, from the first who knows: squeue, scontrol, sacct, the run's folder."""
+
+import io
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dist_trainer.jobs.detail import show_detail
+from dist_trainer.jobs.listing import Queue, list_jobs, stand_in_queue
+from dist_trainer.jobs.standing import Standing, clock
+from dist_trainer.jobs.table import duration, shorten, show_jobs
+from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.slurm.reasons import why_it_waits
+from dist_trainer.slurm.scheduler import NO_SLURM
+from dist_trainer.slurm.submissions import jobs_of, jobs_path, last_job
+from tests.jobs.standing_runs import StandingRuns
+from tests.slurm.stand_ins import NO_CONTROLLER, FakeSlurm, queue_line
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "bin", monkeypatch)
+    fake.says("squeue", "")
+    return fake
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> StandingRuns:
+    return StandingRuns(tmp_path)
+
+
+def stand(run: RunFolder) -> Standing:
+    return stand_in_queue(run, Queue())
+
+
+def shown(runs: StandingRuns, *, width: int = 80, every: bool = False) -> list[str]:
+    out = io.StringIO()
+    show_jobs(list_jobs(runs.folder, every=every), Console(file=out, width=width), where="runs")
+    return out.getvalue().splitlines()
+
+
+def test_a_running_job_has_step_loss_time_left_and_nodes(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    run = runs.make("cnn", job="7", status=Status("running"))
+    runs.start(run, job="7")
+    runs.train(run)
+    slurm.says("squeue", queue_line("7", "RUNNING", nodes="n[1-2]", begin=runs.slurm_time(-3600)))
+    row = stand(run)
+    assert (row.state, row.step, row.total_steps, row.loss) == ("running", 1200, 5000, 0.42134)
+    assert (row.nodes, row.source) == ("n[1-2]", "squeue")
+    assert row.remaining_s == pytest.approx(2280)
+    assert shown(runs) == [
+        "RUN  JOB  STATE         STEP    LOSS    LEFT  NODES",
+        "cnn  7    running  1200/5000  0.4213  38 min  n[1-2]",
+    ]
+
+
+def test_a_job_without_a_heartbeat_since_its_start_is_starting(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    run = runs.make("cnn", job="7", status=Status("running"))
+    runs.train(run)
+    slurm.says("squeue", queue_line("7", "RUNNING", begin=runs.slurm_time(30)))
+    assert stand(run).state == "starting"
+
+
+def test_a_preempted_run_says_when_it_starts_again(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    run = runs.make("cnn", job="7", status=Status("stopped", "SIGUSR2", 800, run_again=True))
+    runs.start(run, job="7")
+    runs.end(run, "SIGUSR2")
+    runs.requeue(run, "preempted", "7")
+    begin = runs.slurm_time(100)
+    slurm.says("squeue", queue_line("7", "PENDING", begin=begin, reason="BeginTime"))
+    row = stand(run)
+    assert (row.state, row.attempts, row.last_cause) == ("preempted", 1, "preempted")
+    assert row.note == f"saved at step 800; starts again after {clock(row.estimated_start or 0)} (BeginTime)"
+    assert row.remaining_s is None or row.remaining_s > 0
+
+
+def test_the_hold_after_another_requeue_is_said_with_its_cause(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    run = runs.make("cnn", job="7", status=Status("stopped", "time limit", 800, run_again=True))
+    runs.start(run, job="7")
+    runs.requeue(run, "time limit", "7")
+    slurm.says("squeue", queue_line("7", "PENDING", begin=runs.slurm_time(100), reason="BeginTime"))
+    row = stand(run)
+    assert row.state == "requeued" and row.note.startswith(
+        "time limit, saved at step 800; starts again after"
+    )
+
+
+def test_a_first_wait_is_no_requeue_and_has_slurms_estimate(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    run = runs.make("cnn", job="7")
+    begin = runs.slurm_time(3 * 86_400)
+    slurm.says("squeue", queue_line("7", "PENDING", begin=begin, reason="Priority"))
+    row = stand(run)
+    assert (row.state, row.slurm_reason) == ("pending", "Priority")
+    assert row.note == f"other jobs go first (Priority), starts about {clock(row.estimated_start or 0)}"
+    assert json.loads(json.dumps(list_jobs(runs.folder).as_json()))["runs"][0]["slurm_state"] == "PENDING"
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Resources", "next in line"),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", "down, drained or reserved"),
+        ("Nodes required for job are DOWN, DRAINED or reserved for jobs", "down, drained or reserved"),
+        ("DependencyNeverSatisfied", "it will never start"),
+        ("JobHeldUser", "scontrol release 7"),
+        ("launch failed requeued held", "scontrol release 7"),
+        ("QOSMaxJobsPerUserLimit", "you use all the jobs that its QOS gives one user"),
+        ("AssocGrpGRESMinutes", "your account uses all the minutes of GPUs"),
+        ("AssocGrpCpuLimit", "your account uses all the CPUs"),
+        ("QOSMaxWallDurationPerJobLimit", "asks for more time than its QOS gives a job"),
+        ("QOSMaxGRESPerUser", "you use all the GPUs (or other devices) that its QOS gives one user"),
+        ("QOSMinGRES", "asks for less GPUs"),
+        ("MaxMemPerLimit", "asks for more memory"),
+        ("SomethingNew", "waits"),
+    ],
+)
+def test_reasons_are_told_in_words_with_slurms_own_beside(reason: str, words: str) -> None:
+    said = why_it_waits(reason, "7")
+    assert words in said and said.endswith(f"({reason})")
+
+
+def test_a_held_job_is_not_just_pending(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    run = runs.make("cnn", job="7")
+    slurm.says("squeue", queue_line("7", "PENDING", reason="launch failed requeued held"))
+    assert stand(run).state == "held"
+    assert "scontrol release 7" in stand(run).note
+
+
+def test_what_squeue_does_not_list_is_looked_for_where_the_folder_cannot_know(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    run = runs.make("cnn", job="7", status=Status("running"))
+    slurm.says(
+        "sacct", "7|NODE_FAIL|n1|2026-11-23T17:50:52|2026-11-23T17:50:55|2026-11-23T17:50:52|1:0|None|x"
+    )
+    row = stand(run)
+    assert (row.state, row.source) == ("lost", "sacct")
+    assert row.note.startswith("SLURM says: a node failed (NODE_FAIL)")
+
+
+def test_a_job_that_left_the_queue_before_it_began_is_not_waited_for(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    row = stand(runs.make("cnn", job="7_1"))
+    assert (row.state, row.is_live) == ("new", False) and "submit it again" in row.note
+    slurm.says("squeue", queue_line("7_1", "CANCELLED"))
+    assert stand(runs.make("other", job="7_1")).note == "cancelled before it started"
+
+
+def test_a_run_that_told_its_end_needs_no_one_else(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    runs.make("a", job="7", status=Status("finished", step=5000))
+    runs.make("b", job="8", status=Status("failed", "optimizer.lr must be > 0\nmore"))
+    assert [(row.run, row.state, row.note) for row in list_jobs(runs.folder).rows] == [
+        ("b", "failed", "optimizer.lr must be > 0")
+    ]
+    assert len(slurm.calls("squeue")) == 1 and not slurm.calls("scontrol")
+    assert shown(runs)[-1] == "1 finished, shown with --all"
+
+
+def test_a_number_that_was_given_to_another_run_since_belongs_to_that_one(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    runs.make("new", job="7")
+    old = runs.make("old", status=Status("stopped", "SIGTERM or SIGINT", 3))
+    runs.submit(old, "7", ago=9000)
+    slurm.says("squeue", queue_line("7", "RUNNING"))
+    assert {row.run: row.state for row in list_jobs(runs.folder).rows} == {
+        "new": "starting",
+        "old": "stopped",
+    }
+
+
+def test_all_shows_finished_runs_and_my_other_jobs(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    runs.make("a", job="7", status=Status("finished", step=5000))
+    slurm.says("squeue", queue_line("9", "RUNNING", nodes="n7", name="jupyter"))
+    lines = shown(runs, every=True)
+    assert "jobs of yours that belong to no run here:" in lines
+    assert lines[1].split() == ["a", "7", "finished", "5000"]
+    assert lines[-1].split() == ["jupyter", "9", "running", "n7"]
+    assert list_jobs(runs.folder).others == []
+
+
+def test_without_slurm_runs_are_shown_from_their_folders_and_one_line_says_so(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    slurm.removed()
+    run = runs.make("here", status=Status("running"))
+    runs.train(run)
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": 0.0}
+    (run.path / "run.lock").write_text(json.dumps(owner))
+    runs.make("dead", status=Status("running"))
+    lines = shown(runs)
+    assert f"  trained here by pid {os.getpid()}, without SLURM" in lines
+    assert any(line.startswith("dead  lost") for line in lines)
+    assert lines[-1] == NO_SLURM
+
+
+def test_a_controller_that_is_out_makes_nobody_dead(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    for name in ("squeue", "scontrol", "sacct"):
+        slurm.fails(name, NO_CONTROLLER)
+    run = runs.make("cnn", job="7", status=Status("running"))
+    runs.train(run)
+    listing = list_jobs(runs.folder)
+    assert listing.rows[0].state == "running" and "by its folder" in listing.rows[0].note
+    assert "Unable to contact slurm controller" in listing.problem
+
+
+def test_no_line_is_wider_than_the_terminal_and_a_name_keeps_its_end(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    names = [f"{'a-very-long-name-of-a-run-' * 2}{number:04d}" for number in range(3)]
+    for number, name in enumerate(names):
+        run = runs.make(name, job=f"4711_{number}", status=Status("running"))
+        runs.train(run, step=123_456, total=1_000_000)
+    reason = "ReqNodeNotAvail, UnavailableNodes:n[1-2]"
+    lines = [queue_line("4711_0", "RUNNING", nodes="n[1-2]", begin=runs.slurm_time(-9))]
+    lines += [queue_line(f"4711_{number}", "PENDING", reason=reason) for number in (1, 2)]
+    slurm.says("squeue", "\n".join(lines))
+    for width in (80, 100, 120, 160, 250):
+        table = shown(runs, width=width)
+        assert max(map(len, table)) <= width, width
+        assert sum("0001  4711_1" in line for line in table) == 1
+    assert len(shown(runs, width=250)) == 4  # notes stand beside
+
+
+def test_the_detail_lists_attempts_and_requeues_with_their_causes(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    run = runs.make("cnn", job="7", status=Status("running"))
+    runs.start(run, job="7")
+    runs.end(run, "SIGUSR2")
+    runs.requeue(run, "preempted", "7")
+    runs.start(run, attempt=2, job="7", ago=50)
+    runs.train(run, attempt=2)
+    slurm.says("squeue", queue_line("7", "RUNNING", nodes="n[1-2]", begin=runs.slurm_time(-3600)))
+    out = io.StringIO()
+    show_detail(run, stand(run), Console(file=out, width=80))
+    text = out.getvalue()
+    start, requeued = clock(runs.now - 3000), clock(runs.now - 90)
+    assert f"    1  {start}  from step 0 to 812 in 48 min on n1, n2 (job 7)\n       SIGUSR2\n" in text
+    assert f"       {requeued}  requeued: the job is preempted, without n2\n" in text
+    assert "on n1, n2 (job 7)\n       still running\n" in text
+    assert f"log       {run.log_path(2, 0)}\n" in text
+
+
+def test_lines_of_jobs_of_a_later_version_or_torn_are_read_as_far_as_they_go(runs: StandingRuns) -> None:
+    run = runs.make("cnn", job="7")
+    with jobs_path(run).open("a") as file:
+        file.write('{"job": "8", "time": 1.5, "user": "ada", "nodes": 1, "new": true}\n{"job": "9", "ti')
+    assert [job.job for job in jobs_of(run)] == ["7", "8"]
+    assert getattr(last_job(run), "user", None) == "ada"
+
+
+def test_times_are_short() -> None:
+    spans = (5, 700, 7300, 100 * 3600, None)
+    assert [duration(span) for span in spans] == ["5 s", "12 min", "2 h 02", "4 d 4 h", ""]
+    assert shorten("abcdefghij", 6) == "abc…ij"
