@@ -48,18 +48,25 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on printing until the run ends.")
     ] = False,
     rank: Annotated[
-        str, typer.Option(metavar="N", help="A rank's number, or agent for what the nodes' agents print.")
-    ] = "0",
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="A rank's number, or agent for what the nodes' agents print: the progress and the result. "
+            "Default: agent for a run that was submitted, else 0.",
+        ),
+    ] = None,
     attempt: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="An earlier attempt; default: the newest.")
     ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Print what a rank of a run has printed."""
+    """Print what a run has printed: its progress, or the words of a rank."""
     from dist_trainer.jobs.log_files import rank_of
     from dist_trainer.jobs.logs import show_logs
 
-    exit_with(show_logs(find(run, runs), rank=rank_of(rank), attempt=attempt, follow=follow))
+    found = find(run, runs)
+    chosen = rank_of(found, rank, attempt)
+    exit_with(show_logs(found, rank=chosen, attempt=attempt, follow=follow))
 
 
 @app.command()

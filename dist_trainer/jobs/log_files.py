@@ -16,8 +16,10 @@ from dist_trainer.slurm.submissions import jobs_of
 AGENT = "agent"
 
 
-def rank_of(text: str) -> int | None:
-    """The rank that --rank names; None for the agents. UsageError."""
+def rank_of(run: RunFolder, text: str | None, attempt: int | None) -> int | None:
+    """The rank that --rank names; None for the agents, which have the progress of a submitted run. UsageError."""
+    if text is None:
+        text = AGENT if jobs_of(run) and attempt is None else "0"
     if text == AGENT:
         return None
     if text.isdigit():

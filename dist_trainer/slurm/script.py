@@ -69,7 +69,7 @@ def make_script(
 ) -> str:
     """The batch script of a run, or of an array of the elements with these numbers, `parallel` of them at a time.
 
-    `arguments` are those of slurm_task. Raises UsageError for a folder that no script can name.
+    `arguments` are those of slurm/task.py. Raises UsageError for a folder that no script can name.
     """
     from submitit.slurm.slurm import _make_sbatch_string
 

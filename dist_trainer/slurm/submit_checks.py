@@ -12,7 +12,7 @@ from dist_trainer.config.load import Loaded
 from dist_trainer.config.schema import Config, SlurmConfig
 from dist_trainer.errors import ConfigError, StorageError, UsageError
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.slurm.scheduler import find_by_scontrol, find_by_squeue
+from dist_trainer.slurm.scheduler import JobRecord, find_by_scontrol, find_by_squeue
 from dist_trainer.slurm.submissions import jobs_of
 from dist_trainer.tracking.settings import database_of, resolve_uri
 
@@ -46,13 +46,18 @@ def refuse_live_job(run: RunFolder) -> None:
     """
     for submission in reversed(jobs_of(run)):
         record = find_by_squeue(submission.job) or find_by_scontrol(submission.job)
-        if record is not None and record.is_live:
+        if record is not None and record.is_live and not _is_just_ending(run, record):
             why = f" ({record.reason})" if record.reason else f" on {record.nodes}" if record.nodes else ""
             name = run.path.name
             raise UsageError(
                 f"run {name} is submitted already: job {record.job} is {record.state}{why}; dist-trainer jobs {name} "
                 f"shows it, dist-trainer cancel {name} ends it"
             )
+
+
+def _is_just_ending(run: RunFolder, record: JobRecord) -> bool:
+    """Whether the run has ended, and the job only takes its time to leave the nodes."""
+    return record.state == "COMPLETING" and run.read_status().state not in ("new", "running")
 
 
 def batch_problems(config: Config) -> Iterator[tuple[str, str]]:

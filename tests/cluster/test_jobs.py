@@ -43,7 +43,7 @@ def test_a_run_is_told_followed_over_a_requeue_and_cancelled(project: Project) -
     project.hold("evaluation")
     trial = project.submit("mine")
     codes = in_background(trial)
-    command = [sys.executable, "-m", "dist_trainer.cli", "logs", "mine", "-f"]
+    command = [sys.executable, "-m", "dist_trainer.cli", "logs", "mine", "--rank", "0", "-f"]
     with subprocess.Popen(command, cwd=project.folder, stdout=subprocess.PIPE, text=True) as following:
         try:
             project.wait_until_reached("evaluation")

@@ -120,7 +120,8 @@ def test_the_agents_of_the_last_job_are_printed_one_after_the_other(
     runs.submit(run, "120_3", ago=10)
     for name in ("7_0", "120_3_0", "120_3_1", "120_31_0"):
         (run.path / "slurm" / f"{name}_log.out").write_text(f"agent {name}\n")
-    out = invoke("logs", "cnn", "--rank", "agent").stdout
+    out = invoke("logs", "cnn").stdout
+    assert invoke("logs", "cnn", "--rank", "agent").stdout == out
     assert out.splitlines()[1::3] == ["agent 120_3_0", "agent 120_3_1"]
     runs.start(run, attempt=1, job="7")
     assert "agent 7_0" in invoke("logs", "cnn", "--rank", "agent", "--attempt", "1").stdout
@@ -136,7 +137,7 @@ def test_a_job_that_waits_is_said_with_and_without_an_earlier_log(
     assert (done.exit_code, done.stdout) == (0, f"job 7 has not begun yet {waits}")
     runs.start(run, job="6")
     run.write_status(Status("stopped", "SIGUSR2", 800))
-    assert invoke("logs", "cnn").stdout.endswith(f"rank 0 of attempt 1\n\njob 7 waits to go on {waits}")
+    assert invoke("logs", "cnn", "--rank", "0").stdout.endswith(f"rank 0 of attempt 1\n\njob 7 waits to go on {waits}")
 
 
 def test_following_goes_over_attempts_and_ends_with_the_run(
@@ -144,7 +145,7 @@ def test_following_goes_over_attempts_and_ends_with_the_run(
 ) -> None:
     slurm.says("squeue", queue_line("7", "PENDING", reason="Priority"))
     run = runs.make("cnn", job="7")
-    following = follow("cnn")
+    following = follow("cnn", "--rank", "0")
     following.until("job 7 has not begun yet (pending)")
     runs.start(run, job="7")
     slurm.says("squeue", queue_line("7", "RUNNING"))
@@ -170,7 +171,7 @@ def test_ctrl_c_ends_following_and_says_that_the_run_goes_on(
     run = runs.make("cnn", job="7", status=Status("running"))
     runs.start(run, job="7")
     slurm.says("squeue", queue_line("7", "RUNNING"))
-    following = follow("cnn")
+    following = follow("cnn", "--rank", "0")
     following.until("rank 0 of attempt 1")
     following.process.send_signal(signal.SIGINT)
     assert following.end() == 0
@@ -182,7 +183,7 @@ def test_a_dead_run_is_not_followed_for_ever(
 ) -> None:
     slurm.removed()
     runs.start(runs.make("cnn", status=Status("running")))
-    following = follow("cnn")
+    following = follow("cnn", "--rank", "0")
     assert following.end() == 0
     assert "run cnn: lost; ended without a word" in following.text
 
@@ -221,7 +222,7 @@ def test_an_empty_log_says_where_the_progress_is(slurm: FakeSlurm, runs: Standin
     run.log_path(1, 0).write_text("")
     (run.path / "slurm" / "7_0_log.out").write_text("step 10\n")
     hint = "(rank 0 has printed nothing; the progress: dist-trainer logs cnn --rank agent)"
-    assert invoke("logs", "cnn").stdout.splitlines()[1:] == [hint]
+    assert invoke("logs", "cnn", "--rank", "0").stdout.splitlines()[1:] == [hint]
 
 
 def test_a_failed_run_whose_next_job_is_cancelled_stays_failed(slurm: FakeSlurm, runs: StandingRuns) -> None:
