@@ -307,13 +307,6 @@ def test_without_the_command_git_the_source_is_copied(
     assert set(find(repository).files) == {"net.py", "ignored.py", "package/__init__.py", "package/model.py"}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_cannot_be_read_is_named(repository: Path, tmp_path: Path) -> None:
-    (repository / "net.py").chmod(0)
-    with pytest.raises(UsageError, match=r"net\.py: permission denied.*--no-snapshot"):
-        copied(find(repository), tmp_path / "run")
-
-
 def test_a_file_that_vanishes_is_named(repository: Path, tmp_path: Path) -> None:
     code = find(repository)
     (repository / "net.py").unlink()
