@@ -71,15 +71,17 @@ def logs(
 
 @app.command()
 def cancel(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, by folder or by name.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs by folder or name, or sweeps by name.")
+    ],
     runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:
     """Stop runs that SLURM trains or is to train; what trains saves first."""
-    found = [find(name, runs) for name in names]
-    from dist_trainer.jobs.cancel import cancel_run
+    from dist_trainer.jobs.cancel import cancel_run, runs_of
     from dist_trainer.jobs.listing import Queue
 
+    found = [run for name in names for run in runs_of(name, runs)]
     queue = Queue()
     answers = [cancel_run(run, queue) for run in found]
     if as_json:
@@ -87,4 +89,4 @@ def cancel(
     for answer in answers:
         if not as_json or answer.exit_code:
             typer.echo(answer.message, err=bool(answer.exit_code))
-    exit_with(max(answer.exit_code for answer in answers))
+    exit_with(max((answer.exit_code for answer in answers), default=0))

@@ -3,14 +3,16 @@
 import socket
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from dist_trainer.adapters.file_lock import Owner
 from dist_trainer.errors import DistTrainerError, UsageError
 from dist_trainer.jobs.listing import Queue
 from dist_trainer.jobs.standing import owner_of
-from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.run_folder import RunFolder, Status, find_run
 from dist_trainer.slurm.scheduler import NO_SLURM, JobRecord, cancel, find
 from dist_trainer.slurm.submissions import jobs_of
+from dist_trainer.sweep_folder import SweepFolder
 from dist_trainer.tracking.mlflow_sync import sync
 
 _GONE_WITHIN_S = 3.0
@@ -25,6 +27,16 @@ class Cancelled:
     message: str
     job: str | None = None
     exit_code: int = 0
+
+
+def runs_of(name: str, runs: Path) -> list[RunFolder]:
+    """The run of that name or folder; of a sweep every cell that is not finished. UsageError where there is none."""
+    if not (runs / name / "sweep.json").is_file():
+        return [find_run(name, runs)]
+    sweep = SweepFolder.open(runs / name)
+    there = [sweep.folder_of(cell) for cell in sweep.sweep.cells]
+    cells = [RunFolder.open(folder) for folder in there if (folder / "run.json").is_file()]
+    return [cell for cell in cells if cell.read_status().state != "finished"]
 
 
 def cancel_run(run: RunFolder, queue: Queue) -> Cancelled:

@@ -23,6 +23,8 @@ def move_aside(folder: Path) -> Path | None:
     """Give the folder the next free name `<name>-old-<n>` beside it; UsageError while somebody trains it."""
     if not folder.exists():
         return None
+    if (folder / "sweep.json").exists():
+        raise UsageError(f"{folder} is a sweep, whose cells are runs of their own; give the run another name")
     number = 1
     while (old := folder.with_name(f"{folder.name}-old-{number}")).exists():
         number += 1

@@ -166,4 +166,4 @@ def _say(folder: SweepFolder, job: ArrayJob, number: str, *, as_json: bool) -> N
         console.print(f"  code        {job.snapshot.path}", markup=False)
     console.print(f"  its cells   dist-trainer sweep status {name}{where}", markup=False)
     console.print(f"  one's words dist-trainer logs {job.cells[0].run} -f{where}", markup=False)
-    console.print(f"  stop all    scancel {number}", markup=False)
+    console.print(f"  stop all    dist-trainer cancel {name}{where}", markup=False)

@@ -21,6 +21,7 @@ from dist_trainer.run_folder import Status
 from dist_trainer.slurm import wait
 from dist_trainer.slurm.scheduler import NO_SLURM
 from dist_trainer.slurm.wait import wait_for_end
+from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder
 from dist_trainer.tracking.mlflow_sync import sync
 from tests.jobs.standing_runs import StandingRuns
 from tests.slurm.stand_ins import INVALID, NO_CONTROLLER, FakeSlurm, queue_line
@@ -137,7 +138,9 @@ def test_a_job_that_waits_is_said_with_and_without_an_earlier_log(
     assert (done.exit_code, done.stdout) == (0, f"job 7 has not begun yet {waits}")
     runs.start(run, job="6")
     run.write_status(Status("stopped", "SIGUSR2", 800))
-    assert invoke("logs", "cnn", "--rank", "0").stdout.endswith(f"rank 0 of attempt 1\n\njob 7 waits to go on {waits}")
+    assert invoke("logs", "cnn", "--rank", "0").stdout.endswith(
+        f"rank 0 of attempt 1\n\njob 7 waits to go on {waits}"
+    )
 
 
 def test_following_goes_over_attempts_and_ends_with_the_run(
@@ -238,6 +241,18 @@ def test_a_running_job_is_told_and_writes_its_status_itself(slurm: FakeSlurm, ru
     done = invoke("cancel", "cnn", "--json")
     assert json.loads(done.stdout)["runs"][0]["done"] == "told"
     assert run.read_status().state == "running"
+
+
+def test_the_cells_of_a_sweep_are_cancelled_but_for_those_that_are_finished(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    for number, state in enumerate(("finished", "running")):
+        runs.make(f"grid-{number:04d}", job=f"7_{number}", status=Status(state))
+    cells = [Cell(number, {}, f"grid-{number:04d}", "") for number in range(2)]
+    SweepFolder.create("runs/grid", Sweep("grid", ".", {}, cells))
+    slurm.says("squeue", queue_line("7_1", "RUNNING", nodes="n1"))
+    done = invoke("cancel", "grid", "--json")
+    assert [answer["run"] for answer in json.loads(done.stdout)["runs"]] == ["grid-0001"]
 
 
 def test_each_run_has_its_own_answer_and_the_worst_is_the_exit_code(
