@@ -44,6 +44,7 @@ def _ending(run: RunFolder, config: Config, outcome: Outcome, tracking: Tracking
         results=status.results if finished else {},
         failure=outcome.failure,
         run_again=outcome.run_again,
+        began=outcome.began,
         message=outcome.message,
         all_tracked=tracking.all_sent,
     )

@@ -35,8 +35,9 @@ from dist_trainer.config.schema import Config
 from dist_trainer.errors import FencedOut
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.plain_log import plain_log
+from dist_trainer.launchers.processes import Worker
 from dist_trainer.launchers.signals import StopRequested, StopRequests
-from dist_trainer.launchers.supervisor import NodeEnd, Outcome, Supervisor, Worker
+from dist_trainer.launchers.supervisor import NodeEnd, Outcome, Supervisor
 from dist_trainer.run_folder import RunFolder
 
 _POLL_S = 0.1

@@ -31,6 +31,7 @@ class Ending:
     message: str = ""
     all_tracked: bool = True
     run_again: bool = False  # another start may go better: see Outcome
+    began: bool = True  # workers were started
 
     @property
     def checkpoints(self) -> str:

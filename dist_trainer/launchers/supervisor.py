@@ -5,15 +5,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dist_trainer.config.schema import LaunchConfig
 from dist_trainer.errors import FINISHED, STOPPED, FencedOut, LeftEarly
 from dist_trainer.launchers.failures import Failure, failure_of, first_failure
+from dist_trainer.launchers.processes import Worker, send
 from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.run_folder import RunFolder, State, Status
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
@@ -26,21 +24,6 @@ _DEATHS_TOGETHER_S = (
 _NO_PROGRESS = 93
 
 
-@dataclass
-class Worker:
-    """One rank of this node."""
-
-    rank: int
-    process: BaseProcess
-    sent: set[signal.Signals] = field(default_factory=set)
-
-    def ask(self, number: signal.Signals) -> None:
-        """Send a signal once, as soon as the worker has a handler for it: before, it would be lost."""
-        if number not in self.sent and self.process.is_alive() and _catches(self.process.pid, number):
-            self.sent.add(number)
-            _send(self.process.pid, number)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a launch ended; `failure` is the first cause, to be shown once."""
@@ -51,6 +34,7 @@ class Outcome:
     failure: Failure | None = None
     message: str = ""
     run_again: bool = False  # another start may go better: the machine was wanted back, or it failed
+    began: bool = True  # workers were started
 
 
 @dataclass(frozen=True)
@@ -192,7 +176,7 @@ class Supervisor:
         self._close_attempt()
         if self._failure is None and not self._gave_up_on_workers:
             return self._success(self._run.read_status())
-        outcome = self._judge(self._failure)
+        outcome = replace(self._judge(self._failure), began=self.attempt > 0)
         if self._leads and not self.is_superseded:
             again = outcome.state == "stopped" and outcome.run_again
             self._run.write_status(Status(outcome.state, outcome.message, outcome.step, run_again=again))
@@ -246,13 +230,13 @@ class Supervisor:
     def _end_workers(self, *, at_once: bool) -> None:
         alive = [worker.process for worker in self._workers if worker.process.is_alive()]
         for process in alive:
-            _send(process.pid, signal.SIGKILL if at_once else signal.SIGTERM)
+            send(process.pid, signal.SIGKILL if at_once else signal.SIGTERM)
         deadline = time.monotonic() + _PEERS_MAY_TAKE_S
         for process in alive:
             process.join(max(0.0, deadline - time.monotonic()))
         for process in alive:
             if process.is_alive():
-                _send(process.pid, signal.SIGKILL)
+                send(process.pid, signal.SIGKILL)
                 process.join(_PEERS_MAY_TAKE_S)
 
     def _close_attempt(self) -> None:
@@ -282,19 +266,3 @@ class Supervisor:
     def _last_step(self) -> int | None:
         beat = read_heartbeat(self._run.heartbeat_path(0))
         return beat.step if beat and beat.attempt == self.attempt else None
-
-
-def _send(pid: int | None, number: signal.Signals) -> None:
-    assert pid is not None
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _catches(pid: int | None, number: signal.Signals) -> bool:
-    """Whether the process has a handler for the signal (proc(5): SigCgt)."""
-    try:
-        fields = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    mask = next(line.split()[1] for line in fields.splitlines() if line.startswith("SigCgt:"))
-    return bool(int(mask, 16) >> (number - 1) & 1)

@@ -150,6 +150,9 @@ class _FirstNode:
             self._say(f"launch.env: {name}={value}")
 
     def _decide(self, ending: Ending) -> int:
+        if self._is_overtaken():
+            self._say("the run went on elsewhere")
+            return ending.exit_code
         decision = self._judge(ending)
         if decision.requeue:
             refused = give_back(self._run, self._job, decision, self._say)
@@ -160,6 +163,13 @@ class _FirstNode:
         if decision.cause == "requeued":
             record_requeue(self._run, self._job, decision)
         return ending.exit_code
+
+    def _is_overtaken(self) -> bool:
+        """Whether SLURM gave this node up and a newer start of the job trains already."""
+        begun = [line for line in self._run.attempts() if line["event"] == "start"]
+        starts = [(line.get("job"), line.get("restart")) for line in begun]
+        mine = (self._job.job, self._job.restart)
+        return mine in starts and starts[-1] != mine
 
     def _judge(self, ending: Ending) -> Decision:
         record = ask(self._job)

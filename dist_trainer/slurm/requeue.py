@@ -49,7 +49,7 @@ def decide(
             return Decision(True, "time limit", "the job's time is up")
         if record and record.state == "PREEMPTED":
             return Decision(True, "preempted", "the job was preempted")
-        if record and record.state == "RUNNING" and ending.failure is not None and ending.run_again:
+        if record and record.state == "RUNNING" and _lost_a_node(ending, job):
             return Decision(True, "lost", "another node's agent died")
         return Decision(False, "cancelled", "the job was cancelled")
     if ending.state == "stopped":
@@ -64,6 +64,17 @@ def decide(
             return Decision(True, "preempted", "the job is preempted")
         return Decision(True, "signal", "SIGUSR2 asks for the machine")
     return Decision(ending.run_again, "failure", ending.message)
+
+
+def _lost_a_node(ending: Ending, job: SlurmJob) -> bool:
+    """Whether TERM came from srun, which ends the step when one of its tasks dies, and from no person.
+
+    What a person ends is stopped in good order. Before workers run nothing else tells the two apart than that
+    a person has no reason to spare the batch script.
+    """
+    if ending.failure is not None:
+        return ending.run_again
+    return job.node_count > 1 and not ending.began
 
 
 def _is_time_up(record: JobRecord | None, job: SlurmJob, now: float, *, within_s: float) -> bool:

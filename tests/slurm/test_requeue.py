@@ -1,5 +1,6 @@
 """What becomes of a job that stops: every case of the decision, and what is written for it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ def test_a_job_that_is_cancelled_shortly_before_its_end_stays_cancelled(run: Run
 def test_a_step_that_ends_because_another_node_died_is_requeued(run: RunFolder) -> None:
     decision = judge(ending(run, "stopped", again=True, failed=True), ended=True)
     assert (decision.requeue, decision.cause) == (True, "lost")
+
+
+def test_a_step_that_ends_before_it_began_lost_a_node_if_it_has_several(run: RunFolder) -> None:
+    nothing = replace(ending(run, "stopped"), began=False)
+    assert judge(nothing, ended=True).cause == "lost"
+    known = JobRecord("7", "RUNNING", restarts=1)
+    alone = replace(JOB, node_count=1)
+    decision = decide(nothing, was_ended=True, record=known, job=alone, now=LONG_BEFORE_THE_END)
+    assert decision.cause == "cancelled"
 
 
 def test_ctrl_c_or_term_alone_is_not_requeued(run: RunFolder) -> None:
