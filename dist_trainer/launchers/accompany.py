@@ -1,6 +1,7 @@
 """One launch of workers with its progress and its MLflow process, up to its ending."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -14,9 +15,20 @@ from dist_trainer.run_folder import RunFolder
 
 
 def accompany(
-    launch: Callable[..., Outcome], run: RunFolder, config: Config, requests: StopRequests, console: Console
+    launch: Callable[..., Outcome],
+    run: RunFolder,
+    config: Config,
+    requests: StopRequests,
+    console: Console,
+    *,
+    settle: Callable[[Ending], None] = lambda ending: None,
+    must_leave: Callable[[], bool] = lambda: False,
 ) -> Ending:
-    """Call `launch` with what it needs to be watched, then wait for MLflow unless another request comes."""
+    """Call `launch` with what it needs to be watched, then wait for MLflow unless another request comes.
+
+    `settle` is told of the ending before that: it may change how the run stands. `must_leave`: there is no
+    time to wait.
+    """
     progress, tracking = Progress(run, console), Tracking(run, config.tracking)
 
     def tick() -> None:
@@ -24,15 +36,22 @@ def accompany(
         tracking.start_when_training(progress.say)
 
     try:
-        outcome = launch(requests=requests, on_tick=tick, report=progress.report)
+        try:
+            outcome = launch(requests=requests, on_tick=tick, report=progress.report)
+        finally:
+            progress.close()
+        ending = _ending(run, config, outcome)
+        settle(ending)
     finally:
-        progress.close()
         asked_before = len(requests.wanted)
-        tracking.finish(progress.say, hurry=lambda: requests.urgent or len(requests.wanted) > asked_before)
-    return _ending(run, config, outcome, tracking)
+        tracking.finish(
+            progress.say,
+            hurry=lambda: requests.urgent or must_leave() or len(requests.wanted) > asked_before,
+        )
+    return replace(ending, all_tracked=tracking.all_sent)
 
 
-def _ending(run: RunFolder, config: Config, outcome: Outcome, tracking: Tracking) -> Ending:
+def _ending(run: RunFolder, config: Config, outcome: Outcome) -> Ending:
     status = run.read_status()
     finished = outcome.state == "finished"
     return Ending(
@@ -46,5 +65,4 @@ def _ending(run: RunFolder, config: Config, outcome: Outcome, tracking: Tracking
         run_again=outcome.run_again,
         began=outcome.began,
         message=outcome.message,
-        all_tracked=tracking.all_sent,
     )

@@ -80,18 +80,27 @@ def launch(
     nodes: Nodes = Nodes(),
     requests: StopRequests | None = None,
     variables: Mapping[str, str] = MappingProxyType({}),
+    leave_after_s: float | None = None,
     on_tick: Callable[[], None] = lambda: None,
     report: Callable[[str], None] = print,
 ) -> Outcome:
     """Run `entry` in this node's workers until the run ends, restarting them from the last checkpoint.
 
     One caller per node; with several, each gives the same count and endpoint. Workers get `variables` beside
-    launch.env. `on_tick` is called ten times a second in between, `report` with each sentence the user should
-    read. Signals are ours meanwhile: through `requests` where the caller listens already.
+    launch.env, and are ended `leave_after_s` after TERM where whoever sent it kills soon. `on_tick` is called
+    ten times a second in between, `report` with each sentence the user should read. Signals are ours meanwhile:
+    through `requests` where the caller listens already.
     """
     environment = forkserver.thread_variables(workers) | config.launch.env | dict(variables)
     name = nodes.address or socket.gethostname()
-    supervisor = Supervisor(run, config.launch, report=report, leads=nodes.rank == 0, node=name)
+    supervisor = Supervisor(
+        run,
+        config.launch,
+        report=report,
+        leads=nodes.rank == 0,
+        node=name,
+        leave_after_s=leave_after_s,
+    )
     with ExitStack() as stack:
         supervisor.requests = requests or stack.enter_context(StopRequests().listening())
         forkserver.start(environment)

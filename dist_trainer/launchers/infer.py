@@ -18,7 +18,7 @@ from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.results import show_json_error
 from dist_trainer.launchers.signals import StopRequests
-from dist_trainer.launchers.workers import count_workers, gpus_by_driver
+from dist_trainer.launchers.workers import count_workers, guess_workers
 from dist_trainer.run_folder import RunFolder
 
 ENTRY = "dist_trainer.inference:main"
@@ -64,7 +64,7 @@ def _infer(run: RunFolder, request: Request, workers: int | None, as_json: bool)
         StopRequests().listening() as requests,
         tempfile.TemporaryDirectory(prefix="infer-", dir=run.path) as parent,
     ):
-        guess = workers or count_workers(config, gpus_by_driver())
+        guess = workers or guess_workers(config)
         forkserver.start(forkserver.thread_variables(guess) | config.launch.env)
         from dist_trainer.launchers import agent  # imports torch, while the forkserver does
 

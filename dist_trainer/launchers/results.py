@@ -45,7 +45,8 @@ def show_results(ending: Ending, console: Console) -> None:
     if ending.state != "finished":
         if ending.message:
             console.print(ending.message, markup=False, soft_wrap=True)
-        console.print(_where_saved(ending.step), soft_wrap=True)
+        from_where = "goes on from there" if ending.step is not None else "starts from the beginning"
+        console.print(f"{where_saved(ending.step)}; the same command {from_where}", soft_wrap=True)
         return
     console.print(f"{name}: finished at step {ending.step}", style="bold")
     if ending.results:
@@ -58,11 +59,11 @@ def show_results(ending: Ending, console: Console) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _where_saved(step: int | None) -> str:
+def where_saved(step: int | None) -> str:
+    """What is left of a run that stopped."""
     if step is None:
-        return "stopped; nothing was saved yet, so the same command starts from the beginning"
-    saved = f"stopped; saved at step {step}" if step else "stopped before the first step"
-    return f"{saved}; the same command goes on from there"
+        return "stopped; nothing was saved yet"
+    return f"stopped; saved at step {step}" if step else "stopped before the first step"
 
 
 def show_error(ending: Ending) -> None:

@@ -24,6 +24,7 @@ class StopRequests:
     def __init__(self) -> None:
         self.wanted: list[signal.Signals] = []  # what each worker is to be sent, once each
         self.since: float | None = None  # monotonic time of the first request
+        self.ended_at: float | None = None  # monotonic time of the first of those that are no USR2
         self.urgent = False
         self._first_interrupt: float | None = None
         self._raising = False
@@ -42,6 +43,10 @@ class StopRequests:
     def ending(self) -> bool:
         """Whether somebody asked for an end, whoever else wants the machine back."""
         return signal.SIGTERM in self.wanted
+
+    def ending_since(self, seconds: float) -> bool:
+        """Whether an end was asked for so long ago."""
+        return self.ended_at is not None and time.monotonic() - self.ended_at > seconds
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -75,6 +80,8 @@ class StopRequests:
             self.wanted.append(forward)
         if self.since is None:
             self.since = now
+        if forward == signal.SIGTERM and self.ended_at is None:
+            self.ended_at = now
         if number == signal.SIGINT:
             if self._first_interrupt is None:
                 self._first_interrupt = now

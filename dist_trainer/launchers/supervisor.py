@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dist_trainer.config.schema import LaunchConfig
-from dist_trainer.errors import FINISHED, STOPPED, FencedOut, LeftEarly
+from dist_trainer.errors import FINISHED, STOPPED, FencedOut, LeftEarly, NoProgress
 from dist_trainer.launchers.failures import Failure, failure_of, first_failure
 from dist_trainer.launchers.processes import Worker, send
 from dist_trainer.launchers.signals import StopRequests
@@ -21,7 +21,6 @@ _PEERS_MAY_TAKE_S = 3.0  # after a failure; their group is broken, so there is n
 _DEATHS_TOGETHER_S = (
     0.05  # a rank and those it pulls down die within this; the word of the first may come second
 )
-_NO_PROGRESS = 93
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Supervisor:
         report: Callable[[str], None],
         leads: bool = True,
         node: str = "",
+        leave_after_s: float | None = None,
     ) -> None:
         self.requests = StopRequests()
         self.attempt = 0
@@ -70,6 +70,7 @@ class Supervisor:
         self._workers: list[Worker] = []
         self._leads = leads  # whether this node's agent writes for the others
         self._node = node
+        self._leave_after_s = leave_after_s  # once an end was asked for
         self._failure: Failure | None = None
         self._gave_up_on_workers = False
         self._last_life: tuple[Beat | None, ...] = ()
@@ -178,7 +179,7 @@ class Supervisor:
             return self._success(self._run.read_status())
         outcome = replace(self._judge(self._failure), began=self.attempt > 0)
         if self._leads and not self.is_superseded:
-            again = outcome.state == "stopped" and outcome.run_again
+            again = outcome.state == "stopped" and self.requests.wants_requeue
             self._run.write_status(Status(outcome.state, outcome.message, outcome.step, run_again=again))
         return outcome
 
@@ -209,8 +210,8 @@ class Supervisor:
             return Outcome("stopped", STOPPED, saved(), message=message, run_again=wanted_back)
         if self.requests.stopping and failure.may_be_repeated:
             message = f"{failure.what}; stopped without saving"
-            return Outcome("stopped", STOPPED, saved(), failure, message, wanted_back)
-        state: State = "do-not-requeue" if failure.exit_code == _NO_PROGRESS else "failed"
+            return Outcome("stopped", STOPPED, saved(), failure, message, run_again=True)
+        state: State = "do-not-requeue" if failure.exit_code == NoProgress.exit_code else "failed"
         again = failure.may_be_repeated and not failure.repeats(self._failure_before)
         return Outcome(state, failure.exit_code, self._last_step(), failure, failure.what, again)
 
@@ -218,9 +219,11 @@ class Supervisor:
         return {worker.rank: worker.process.exitcode for worker in self._workers}
 
     def _must_leave(self) -> bool:
-        """After a request: the user is impatient, or no rank showed a sign of life for launch.timeout_s."""
+        """After a request: the time is up, or no rank showed a sign of life for launch.timeout_s."""
         if not self.requests.stopping:
             return False
+        if self._leave_after_s is not None and self.requests.ending_since(self._leave_after_s):
+            return True
         life = tuple(read_heartbeat(self._run.heartbeat_path(worker.rank)) for worker in self._workers)
         now = time.monotonic()
         if life != self._last_life:

@@ -22,7 +22,7 @@ from dist_trainer.launchers.existing import (
 )
 from dist_trainer.launchers.results import Ending, show_error, show_json, show_json_error, show_results
 from dist_trainer.launchers.signals import StopRequests
-from dist_trainer.launchers.workers import count_workers, fed_by_batch, gpus_by_driver
+from dist_trainer.launchers.workers import count_workers, fed_by_batch, guess_workers
 from dist_trainer.run_folder import RunFolder
 
 WORKER = "dist_trainer.worker:main"
@@ -48,7 +48,7 @@ def train(
     console = Console(quiet=as_json, highlight=False)
     with ExitStack() as stack:
         requests = stack.enter_context(StopRequests().listening())
-        guess = workers or count_workers(config, gpus_by_driver())
+        guess = workers or guess_workers(config)
         forkserver.start(forkserver.thread_variables(guess) | config.launch.env)
         if fresh and (old := move_aside(folder)):
             console.print(f"moved the old run to {old}", markup=False, soft_wrap=True)

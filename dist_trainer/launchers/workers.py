@@ -32,8 +32,16 @@ def fed_by_batch(count: int, config: Config) -> int:
     return count
 
 
+def guess_workers(config: Config) -> int:
+    """How many there may be, without torch: it only divides the cores among them, so it raises nothing."""
+    try:
+        return count_workers(config, gpus_by_driver())
+    except ConfigError:  # not every driver shows its devices
+        return 1
+
+
 def gpus_by_driver() -> int:
-    """A guess that needs no torch; it only divides the cores among workers."""
+    """How many GPUs NVIDIA's driver shows; without torch, and no proof that there are none."""
     return len(_visible_by_driver())
 
 

@@ -2,7 +2,6 @@
 
 import os
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -15,11 +14,12 @@ from dist_trainer.config.schema import Config
 from dist_trainer.errors import FINISHED, DistTrainerError
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.accompany import accompany
-from dist_trainer.launchers.results import Ending, show_error, show_results
+from dist_trainer.launchers.results import Ending, show_error, show_results, where_saved
 from dist_trainer.launchers.signals import StopRequests
-from dist_trainer.launchers.workers import count_workers, fed_by_batch, gpus_by_driver
+from dist_trainer.launchers.workers import count_workers, fed_by_batch, guess_workers
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.slurm import scheduler
+from dist_trainer.slurm.cluster_facts import kill_wait_s
 from dist_trainer.slurm.lost_attempts import close_lost_attempts
 from dist_trainer.slurm.meeting import Meeting, read_meeting, wait_for_meeting, write_meeting
 from dist_trainer.slurm.requeue import Decision, ask, decide, give_back, record_requeue
@@ -27,6 +27,8 @@ from dist_trainer.slurm.scheduler import JobRecord
 from dist_trainer.slurm.submissions import Submission, add_job, last_job
 
 _FIRST_NODE_MAY_TAKE_S = 300.0
+_TO_SETTLE_S = 4.0  # before SLURM's KILL: to ask what became of the job, and to give it back
+_TO_LEAVE_S = 1.5
 
 
 def run_node(run: RunFolder, job: SlurmJob, requests: StopRequests) -> int:
@@ -35,17 +37,27 @@ def run_node(run: RunFolder, job: SlurmJob, requests: StopRequests) -> int:
     That of other nodes is 0 whatever happened there, since SLURM ends the whole step for any other one: the
     first node's agent says how the run ended.
     """
-    os.chdir(run.info().working_folder)
-    config = read_config(run.config_path)
-    guess = count_workers(config, gpus_by_driver())
-    forkserver.start(forkserver.thread_variables(guess) | config.launch.env)
     if job.node_rank == 0:
-        return _FirstNode(run, job, config, requests).run()
-    _run_other_node(run, job, config, requests)
+        return _FirstNode(run, job, requests).run()
+    _run_other_node(run, job, requests)
     return FINISHED
 
 
-def _run_other_node(run: RunFolder, job: SlurmJob, config: Config, requests: StopRequests) -> None:
+def _begin(run: RunFolder) -> Config:
+    """Go where the run's relative paths begin, and have torch imported meanwhile."""
+    os.chdir(run.info().working_folder)
+    config = read_config(run.config_path)
+    forkserver.start(forkserver.thread_variables(guess_workers(config)) | config.launch.env)
+    return config
+
+
+def _leave_after_s() -> float:
+    """How long after TERM workers may go on: SLURM kills soon after, and the job is to be settled first."""
+    return max(1.0, kill_wait_s() - _TO_SETTLE_S)
+
+
+def _run_other_node(run: RunFolder, job: SlurmJob, requests: StopRequests) -> None:
+    config = _begin(run)
     try:
         meeting = wait_for_meeting(run, job, within_s=_FIRST_NODE_MAY_TAKE_S, until=lambda: requests.stopping)
     except InterruptedError:
@@ -58,8 +70,16 @@ def _run_other_node(run: RunFolder, job: SlurmJob, config: Config, requests: Sto
     endpoint = f"{meeting.address}:{meeting.port}"
     nodes = agent.Nodes(job.node_count, job.node_rank, endpoint, job.node)
     variables = _variables(config, meeting.end_time)
-    outcome = agent.launch(run, config, workers=workers, nodes=nodes, requests=requests, variables=variables)
-    print(f"{job.node}: {outcome.state}", outcome.message, flush=True)
+    outcome = agent.launch(
+        run,
+        config,
+        workers=workers,
+        nodes=nodes,
+        requests=requests,
+        variables=variables,
+        leave_after_s=_leave_after_s(),
+    )
+    print(f"{job.node}: {outcome.state}" + (f": {outcome.message}" if outcome.message else ""), flush=True)
 
 
 def _variables(config: Config, end_time: float | None) -> dict[str, str]:
@@ -72,28 +92,34 @@ def _variables(config: Config, end_time: float | None) -> dict[str, str]:
 class _FirstNode:
     """The agent that speaks for the job: it holds the run, shows the progress and gives the job back."""
 
-    def __init__(self, run: RunFolder, job: SlurmJob, config: Config, requests: StopRequests) -> None:
+    _config: Config
+
+    def __init__(self, run: RunFolder, job: SlurmJob, requests: StopRequests) -> None:
         self._run = run
         self._job = job
-        self._config = config
         self._requests = requests
+        self._kill_wait_s = kill_wait_s()
+        self._refused: int | None = None  # the exit code of a run that must not go back into the queue
         self._console = Console(highlight=False, soft_wrap=True)
         self._meeting = Meeting(address=job.node)
+        self._decision = Decision(False, "finished", "")
+        self._is_given_back = False
 
     def run(self) -> int:
-        """The exit code of the run, or of what kept it from starting."""
-        code = 1
+        """The exit code of the run, or of what kept it from starting.
+
+        Any other exception goes through: then nobody is told of an end, and the batch script gives the job back.
+        """
         try:
-            with ExitStack() as stack:
-                stack.enter_context(self._run.lock(job=self._job.job, job_is_over=self._is_over))
+            self._config = _begin(self._run)
+            with self._run.lock(job=self._job.job, job_is_over=self._is_over):
                 self._register()
                 close_lost_attempts(self._run, self._job)
                 code = self._train()
         except DistTrainerError as error:
-            code = error.exit_code
+            self._tell(exit_code=error.exit_code)
             raise
-        finally:
-            self._tell(exit_code=code)
+        self._tell(exit_code=code)
         return code
 
     def _register(self) -> None:
@@ -115,7 +141,9 @@ class _FirstNode:
             show_error(ending)
         elif ending.state == "finished":
             show_results(ending, self._console)
-        return self._decide(ending)
+        if self._decision.requeue and not self._is_given_back:
+            self._give_back()
+        return ending.exit_code if self._refused is None else self._refused
 
     def _launch(self) -> Ending:
         record = ask(self._job)
@@ -138,8 +166,17 @@ class _FirstNode:
             workers=workers,
             nodes=nodes,
             variables=_variables(self._config, end_time),
+            leave_after_s=_leave_after_s(),
         )
-        return accompany(launch, self._run, self._config, self._requests, self._console)
+        return accompany(
+            launch,
+            self._run,
+            self._config,
+            self._requests,
+            self._console,
+            settle=self._settle,
+            must_leave=lambda: self._requests.ending_since(self._kill_wait_s - _TO_LEAVE_S),
+        )
 
     def _introduce(self, record: JobRecord | None, end_time: float | None) -> None:
         again = f", start {self._job.restart + 1}" if self._job.restart else ""
@@ -149,20 +186,25 @@ class _FirstNode:
         for name, value in self._config.launch.env.items():
             self._say(f"launch.env: {name}={value}")
 
-    def _decide(self, ending: Ending) -> int:
-        if self._is_overtaken():
-            self._say("the run went on elsewhere")
-            return ending.exit_code
-        decision = self._judge(ending)
-        if decision.requeue:
-            refused = give_back(self._run, self._job, decision, self._say)
-            return ending.exit_code if refused is None else refused
-        if decision.cause in ("cancelled", "requeued"):
-            self._say(decision.says)
-            self._note(ending, decision)
-        if decision.cause == "requeued":
-            record_requeue(self._run, self._job, decision)
-        return ending.exit_code
+    def _settle(self, ending: Ending) -> None:
+        """Decide what becomes of the job before MLflow is told how the run stands.
+
+        Where SLURM kills the step soon, the job goes back into the queue first; else last, since that ends it.
+        """
+        self._decision = self._judge(ending)
+        if ending.state == "stopped":
+            self._say(where_saved(ending.step))
+            self._note(ending)
+        if self._decision.cause in ("cancelled", "requeued"):
+            self._say(self._decision.says)
+        if self._decision.cause == "requeued":
+            record_requeue(self._run, self._job, self._decision)
+        if self._decision.requeue and self._requests.ending:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._is_given_back = True
+        self._refused = give_back(self._run, self._job, self._decision, self._say)
 
     def _is_overtaken(self) -> bool:
         """Whether SLURM gave this node up and a newer start of the job trains already."""
@@ -172,22 +214,28 @@ class _FirstNode:
         return mine in starts and starts[-1] != mine
 
     def _judge(self, ending: Ending) -> Decision:
+        if self._is_overtaken():
+            return Decision(False, "overtaken", "the run went on elsewhere")
         record = ask(self._job)
         return decide(ending, was_ended=self._requests.ending, record=record, job=self._job, now=time.time())
 
-    def _note(self, ending: Ending, decision: Decision) -> None:
-        """Why it stopped, in place of the signal's name."""
-        status = self._run.read_status()
-        if status.state == "stopped":
-            again = decision.cause == "requeued"
-            told = Status("stopped", decision.says, ending.step, results=status.results, run_again=again)
+    def _note(self, ending: Ending) -> None:
+        """Why it stopped, in place of the signal's name, and whether it goes on by itself."""
+        status, decision = self._run.read_status(), self._decision
+        if status.state == "stopped" and decision.cause != "overtaken":
+            again = decision.requeue or decision.cause == "requeued"
+            reason = status.reason if decision.requeue else decision.says
+            told = Status("stopped", reason, ending.step, results=status.results, run_again=again)
             self._run.write_status(told)
 
     def _is_over(self, other: str) -> bool:
         """Whether a job that holds the run has lost it: an earlier start of ours, or one that SLURM has ended."""
         if other == self._job.job:
             return True
-        record = scheduler.find(other)
+        try:
+            record = scheduler.find_by_squeue(other) or scheduler.find_by_scontrol(other)
+        except scheduler.SchedulerUnavailable:
+            return False  # heartbeats tell then
         return record is None or not record.is_live
 
     def _publish(self, end_time: float | None, port: int) -> None:

@@ -4,27 +4,33 @@ A job that ends inside its grace period is not started again by SLURM: somebody 
 does, and it alone; what SLURM has requeued already, and what a person cancelled, it leaves alone.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dist_trainer.adapters.slurm_job import SlurmJob
-from dist_trainer.errors import DistTrainerError
+from dist_trainer.errors import DistTrainerError, NoProgress
 from dist_trainer.launchers.results import Ending
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.slurm import scheduler
+from dist_trainer.slurm.cluster_facts import nodes_to_choose_from
 from dist_trainer.slurm.scheduler import JobRecord, SchedulerUnavailable
 from dist_trainer.tracking.journal import last_saved_step
 
-NO_PROGRESS = 93
 _FAILURES_OF_A_NODE = 2
-_FAILURES_WITHOUT_PROGRESS = 3
+_STARTS_WITHOUT_PROGRESS = 3
 _EARLY_S = 150.0  # before the limit: SLURM may send its signal a minute early
 _LATE_S = 5.0  # but it ends the job at the limit, not before
-_WANTED_BACK = ("preempted", "time limit", "signal", "requeued")  # no failure: as often as it takes
+_AS_OFTEN_AS_IT_TAKES = ("preempted", "signal", "requeued")  # no failure of the run's
+_OF_A_NODE = re.compile(
+    r"CUDA error|NCCL|ECC|nvlink|Xid", re.IGNORECASE
+)  # exceptions that its hardware may raise
 
-Cause = Literal["preempted", "time limit", "signal", "failure", "lost", "finished", "cancelled", "requeued"]
+Cause = Literal[
+    "preempted", "time limit", "signal", "failure", "lost", "finished", "cancelled", "requeued", "overtaken"
+]
 
 
 @dataclass(frozen=True)
@@ -95,25 +101,36 @@ def give_back(run: RunFolder, job: SlurmJob, decision: Decision, say: Callable[[
     Nothing of the job outlives this for long, so all that is to be written is written before.
     """
     step = last_saved_step(run.journal_path(0))
-    if decision.cause not in _WANTED_BACK and stands_still(run.attempts(), step):
+    if decision.cause not in _AS_OFTEN_AS_IT_TAKES and stands_still(run.attempts(), step, job.job):
         reason = (
-            f"{decision.says}; {_FAILURES_WITHOUT_PROGRESS} failures in a row, and none got beyond "
+            f"{decision.says}; the job was requeued {_STARTS_WITHOUT_PROGRESS} times, and never got beyond "
             f"{f'step {step}' if step else 'the start'}: not requeued"
         )
         say(reason)
         run.write_status(Status("do-not-requeue", reason, step))
-        return NO_PROGRESS
-    excluded = bad_nodes(run.attempts())
+        return NoProgress.exit_code
+    excluded = _to_exclude(run, job, say)
     record_requeue(run, job, decision, excluded)
     without = f", without {', '.join(excluded)}: failed {_FAILURES_OF_A_NODE} times" if excluded else ""
     say(f"{decision.says}: requeued{without}")
-    _insist(lambda: scheduler.requeue(job.job), say)
+    _requeue(job, say)
     if excluded:
         try:
             _insist(lambda: scheduler.exclude(job.job, excluded), say)
         except DistTrainerError as error:  # the run goes on, if only there
             say(f"{', '.join(excluded)} could not be excluded: {error}")
     return None
+
+
+def _requeue(job: SlurmJob, say: Callable[[str], None]) -> None:
+    try:
+        _insist(lambda: scheduler.requeue(job.job), say)
+    except SchedulerUnavailable:
+        raise
+    except DistTrainerError:  # SLURM was quicker, or a request that seemed lost got through
+        record = ask(job)
+        if record is None or not _has_been_requeued(record, job):
+            raise
 
 
 def record_requeue(run: RunFolder, job: SlurmJob, decision: Decision, excluded: Sequence[str] = ()) -> None:
@@ -136,23 +153,43 @@ def _insist(act: Callable[[], None], say: Callable[[str], None]) -> None:
             time.sleep(2)
 
 
-def stands_still(attempts: Sequence[dict[str, Any]], step: int | None) -> bool:
-    """Whether the last requeues were all for failures, and nothing newer than the present step was saved."""
-    recent = [line for line in attempts if line["event"] == "requeue"][-_FAILURES_WITHOUT_PROGRESS:]
-    same = [line for line in recent if line["cause"] not in _WANTED_BACK and line["step"] == step]
-    return len(same) == _FAILURES_WITHOUT_PROGRESS
+def stands_still(attempts: Sequence[dict[str, Any]], step: int | None, job: str) -> bool:
+    """Whether this job was requeued three times at the present step; preemptions neither count nor excuse."""
+    lines = [line for line in attempts if line["event"] == "requeue" and line["job"] == job]
+    counted = [line for line in lines if line["cause"] not in _AS_OFTEN_AS_IT_TAKES]
+    recent = counted[-_STARTS_WITHOUT_PROGRESS:]
+    return [line["step"] for line in recent] == [step] * _STARTS_WITHOUT_PROGRESS
 
 
-def bad_nodes(attempts: Sequence[dict[str, Any]]) -> list[str]:
-    """Nodes on which attempts failed twice, through no exception of the user's that would come again elsewhere."""
+def bad_nodes(attempts: Sequence[dict[str, Any]], job: str) -> list[str]:
+    """Nodes on which attempts of this job failed twice, in a way that could be the node's doing."""
+    ours = {line["attempt"] for line in attempts if line["event"] == "start" and line.get("job") == job}
     failed = [
         line["node"]
         for line in attempts
-        if line["event"] == "end"
-        and line.get("node")
-        and line["cause"] in ("killed", "failed", "node failure")
+        if line["event"] == "end" and line.get("node") and line["attempt"] in ours and _is_of_a_node(line)
     ]
     return sorted({node for node in failed if failed.count(node) >= _FAILURES_OF_A_NODE})
+
+
+def _is_of_a_node(end: dict[str, Any]) -> bool:
+    hardware = end["cause"] == "failed" and _OF_A_NODE.search(end.get("error") or "")
+    return end["cause"] in ("killed", "node failure") or bool(hardware)
+
+
+def _to_exclude(run: RunFolder, job: SlurmJob, say: Callable[[str], None]) -> list[str]:
+    """The bad nodes, if enough others are left for the job."""
+    bad = bad_nodes(run.attempts(), job.job)
+    if not bad:
+        return []
+    try:
+        left = set(nodes_to_choose_from(job.job)) - set(bad)
+    except DistTrainerError:
+        return bad  # better one that waits than one that fails again
+    if len(left) >= job.node_count:
+        return bad
+    say(f"{', '.join(bad)} failed {_FAILURES_OF_A_NODE} times, but without them too few nodes would be left")
+    return []
 
 
 def ask(job: SlurmJob) -> JobRecord | None:

@@ -65,7 +65,7 @@ class JobRecord:
 def is_there() -> bool:
     """Whether a SLURM answers here."""
     try:
-        _run(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%i"])
+        ask(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%i"])
     except SchedulerUnavailable:
         return False
     return True
@@ -78,9 +78,9 @@ def find(job: str) -> JobRecord | None:
     """
     silent: SchedulerUnavailable | None = None
     sources: tuple[Callable[[str], JobRecord | None], ...] = (find_by_squeue, find_by_scontrol, find_by_sacct)
-    for ask in sources:
+    for source in sources:
         try:
-            if (record := ask(job)) is not None:
+            if (record := source(job)) is not None:
                 return record
         except SchedulerUnavailable as error:
             silent = silent or error
@@ -92,12 +92,12 @@ def find(job: str) -> JobRecord | None:
 def find_by_squeue(job: str) -> JobRecord | None:
     """The job in the queue, ended ones of the last minutes included; None where squeue does not know it."""
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", f"--format={_SQUEUE}"]
-    return _pick(job, _from_squeue(_run(command, none=_UNKNOWN_JOB)))
+    return _pick(job, _from_squeue(ask(command, none=_UNKNOWN_JOB)))
 
 
 def find_by_scontrol(job: str) -> JobRecord | None:
     """The job by the controller: state, restarts and the real end; None where it does not know it."""
-    shown = _run(["scontrol", "show", "job", job], none=_UNKNOWN_JOB)
+    shown = ask(["scontrol", "show", "job", job], none=_UNKNOWN_JOB)
     return _pick(job, [_from_scontrol(text) for text in re.split(r"\n\s*\n", shown) if "JobState=" in text])
 
 
@@ -115,7 +115,7 @@ def past_states(job: str) -> list[str]:
 def my_jobs() -> dict[str, JobRecord]:
     """Every job of mine in the queue, by its id. SchedulerUnavailable: squeue did not answer."""
     command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={_SQUEUE}"]
-    return {record.job: record for record in _from_squeue(_run(command))}
+    return {record.job: record for record in _from_squeue(ask(command))}
 
 
 def requeue(job: str) -> None:
@@ -125,7 +125,7 @@ def requeue(job: str) -> None:
 
 def exclude(job: str, nodes: Sequence[str]) -> None:
     """Keep a pending job off these nodes, besides those it is kept off already."""
-    shown = re.search(r"\bExcNodeList=(\S+)", _run(["scontrol", "show", "job", job]))
+    shown = re.search(r"\bExcNodeList=(\S+)", ask(["scontrol", "show", "job", job]))
     before = hostnames(shown[1]) if shown and shown[1] != "(null)" else []
     names = ",".join(dict.fromkeys([*before, *nodes]))
     _act("scontrol", "update", f"JobId={job}", f"ExcNodeList={names}")
@@ -140,7 +140,7 @@ def hostnames(nodelist: str) -> list[str]:
     """The names in SLURM's short form: n[1-3,7] is n1, n2, n3 and n7."""
     if not nodelist:
         return []
-    return _run(["scontrol", "show", "hostnames", nodelist]).split()
+    return ask(["scontrol", "show", "hostnames", nodelist]).split()
 
 
 def _from_squeue(shown: str) -> list[JobRecord]:
@@ -192,7 +192,7 @@ def _from_scontrol(text: str) -> JobRecord:
 
 def _from_sacct(job: str, *options: str) -> list[JobRecord]:
     command = ["sacct", "--noheader", "--parsable2", "--allocations", *options]
-    shown = _run([*command, f"--jobs={job}", f"--format={_SACCT}"], none=_NO_ACCOUNTING)
+    shown = ask([*command, f"--jobs={job}", f"--format={_SACCT}"], none=_NO_ACCOUNTING)
     records = []
     for line in shown.splitlines():
         if line.count("|") < 8:
@@ -241,16 +241,14 @@ def _time(text: str) -> float | None:
 def _act(*command: str) -> None:
     """Have something done; a refusal is an error with SLURM's own words."""
     try:
-        _run(command, within_s=_ACT_S)
+        ask(command, within_s=_ACT_S)
     except SchedulerUnavailable as error:
         if _REFUSED.search(str(error)):
             raise DistTrainerError(str(error)) from error
         raise
 
 
-def _run(
-    command: Sequence[str], *, none: re.Pattern[str] | None = None, within_s: float | None = None
-) -> str:
+def ask(command: Sequence[str], *, none: re.Pattern[str] | None = None, within_s: float | None = None) -> str:
     """A command's output; "" where it fails with what `none` matches: then it is an answer."""
     name, within_s = command[0], within_s or _ASK_S
     if shutil.which(name) is None:

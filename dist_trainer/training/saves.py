@@ -21,7 +21,7 @@ from dist_trainer.training.stop import Stop
 
 RESUMES_WITHOUT_PROGRESS = 3
 ABANDONED_AFTER_S = 10.0
-_MACHINE_WANTED_BACK = {stop.reason for stop in Stop if stop.run_again}
+_TAKEN_AWAY = {Stop.REQUEUE.reason, Stop.END.reason, "preempted", "requeued", "cancelled", "node failure"}
 
 
 class Saves:
@@ -197,24 +197,22 @@ def _kind(line: bytes) -> Any:
 
 
 def refuse_standstill(run: RunFolder, step: int) -> None:
-    """Raise NoProgress where the last three attempts started at this step too. An attempt ended so counts anew.
+    """Raise NoProgress where the last three attempts that were let train began at this step too.
 
-    At step 0 only where the machine was wanted back each time: anything else is a run that nobody let begin.
+    One that a machine's owner ended, by a preemption, a cancel or a loss of the node, neither counts nor
+    excuses; after a run's end, and after NoProgress, counting begins anew. Before the first checkpoint nothing
+    counts: what fails there, somebody is just mending.
     """
-    starts: list[int] = []
-    causes: list[str] = []  # why each of them ended
+    starts: dict[int, int] = {}
     for line in run.attempts():
         if line["event"] == "start":
-            starts.append(line["first_step"])
-            causes.append("")
+            starts[line["attempt"]] = line["first_step"]
         elif line.get("exit_code") == NoProgress.exit_code or line.get("cause") == "finished":
             starts.clear()
-            causes.clear()
-        elif line["event"] == "end" and causes:
-            causes[-1] = line.get("cause") or ""
-    recent = slice(-RESUMES_WITHOUT_PROGRESS, None)
-    counts = step > 0 or set(causes[recent]) <= _MACHINE_WANTED_BACK
-    if starts[recent] == [step] * RESUMES_WITHOUT_PROGRESS and counts:
+        elif line["event"] == "end" and line.get("cause") in _TAKEN_AWAY:
+            starts.pop(line["attempt"], None)
+    recent = list(starts.values())[-RESUMES_WITHOUT_PROGRESS:]
+    if step > 0 and recent == [step] * RESUMES_WITHOUT_PROGRESS:
         raise NoProgress(
             f"the last {RESUMES_WITHOUT_PROGRESS} attempts all started from the checkpoint of step {step} and "
             f"none got to another one; see {run.attempts_path} and the logs beside it for why"

@@ -24,7 +24,7 @@ CONFIG = Config.model_validate(
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (None, "stopped; nothing was saved yet, so the same command starts from the beginning"),
+        (None, "stopped; nothing was saved yet; the same command starts from the beginning"),
         (0, "stopped before the first step; the same command goes on from there"),
         (7, "stopped; saved at step 7; the same command goes on from there"),
     ],

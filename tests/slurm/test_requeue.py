@@ -12,7 +12,7 @@ from dist_trainer.errors import DistTrainerError
 from dist_trainer.launchers.failures import Failure
 from dist_trainer.launchers.results import Ending
 from dist_trainer.run_folder import RunFolder, Status
-from dist_trainer.slurm import scheduler
+from dist_trainer.slurm import requeue, scheduler
 from dist_trainer.slurm.lost_attempts import close_lost_attempts
 from dist_trainer.slurm.requeue import Decision, bad_nodes, decide, give_back, stands_still
 from dist_trainer.slurm.scheduler import JobRecord, SchedulerUnavailable
@@ -120,27 +120,49 @@ def test_a_controller_that_does_not_answer_after_term_means_no_requeue(run: RunF
     assert not decide(stopped, was_ended=True, record=None, job=JOB, now=LONG_BEFORE_THE_END).requeue
 
 
-def again(cause: str, step: int | None) -> dict[str, Any]:
-    return {"event": "requeue", "cause": cause, "step": step}
+def again(cause: str, step: int | None, job: str = "7") -> dict[str, Any]:
+    return {"event": "requeue", "cause": cause, "step": step, "job": job}
 
 
-def test_three_failures_in_a_row_without_a_newer_checkpoint_are_a_standstill() -> None:
-    assert stands_still([again("failure", 5)] * 3, 5)
-    assert stands_still([again("failure", None), again("lost", None), again("failure", None)], None)
-    assert not stands_still([again("failure", 5)] * 2, 5)
-    assert not stands_still([again("failure", 5)] * 3, 6)
-    assert not stands_still([again("failure", 5), again("preempted", 5), again("failure", 5)], 5)
-    assert not stands_still([again("preempted", 5)] * 9, 5)
+def test_three_requeues_at_one_step_are_a_standstill_and_preemptions_neither_count_nor_excuse() -> None:
+    assert stands_still([again("failure", 5)] * 3, 5, "7")
+    assert stands_still([again("failure", None), again("lost", None), again("failure", None)], None, "7")
+    assert stands_still([again("time limit", None)] * 3, None, "7")
+    failure, signal = again("failure", 5), again("signal", 5)
+    assert stands_still([failure, signal, failure, signal, failure, signal], 5, "7")
+    assert not stands_still([failure] * 2, 5, "7")
+    assert not stands_still([failure] * 3, 6, "7")
+    assert not stands_still([again("failure", 4), failure, failure], 5, "7")
+    assert not stands_still([again("preempted", 5)] * 9, 5, "7")
 
 
-def end(node: str | None, cause: str) -> dict[str, Any]:
-    return {"event": "end", "node": node, "cause": cause}
+def test_another_job_of_the_run_counts_anew() -> None:
+    assert not stands_still([again("failure", 5, job="6")] * 3, 5, "7")
 
 
-def test_a_node_is_excluded_after_its_second_failure() -> None:
-    assert bad_nodes([end("n1", "killed"), end("n2", "failed"), end(None, "killed")]) == []
-    assert bad_nodes([end("n1", "killed"), end("n1", "node failure"), end("n2", "killed")]) == ["n1"]
-    assert bad_nodes([end("n1", "SIGUSR2"), end("n1", "finished"), end("n1", "killed")]) == []
+def attempt(
+    number: int, node: str | None, cause: str, error: str = "", job: str = "7"
+) -> list[dict[str, Any]]:
+    return [
+        {"event": "start", "attempt": number, "job": job, "nodes": [node]},
+        {"event": "end", "attempt": number, "node": node, "cause": cause, "error": error, "exit_code": 1},
+    ]
+
+
+def test_a_node_is_bad_after_its_second_failure_in_one_job() -> None:
+    assert bad_nodes([*attempt(1, "n1", "killed"), *attempt(2, None, "killed")], "7") == []
+    twice = [*attempt(1, "n1", "killed"), *attempt(2, "n1", "node failure"), *attempt(3, "n2", "killed")]
+    assert bad_nodes(twice, "7") == ["n1"]
+    assert bad_nodes([*attempt(1, "n1", "killed"), *attempt(2, "n1", "killed", job="6")], "7") == []
+
+
+def test_an_exception_is_the_nodes_only_where_it_speaks_of_its_hardware() -> None:
+    own = [line for number in (1, 2) for line in attempt(number, "n1", "failed", "ValueError: shape")]
+    assert bad_nodes(own, "7") == []
+    device = [
+        line for number in (1, 2) for line in attempt(number, "n1", "failed", "CUDA error: uncorrectable")
+    ]
+    assert bad_nodes(device, "7") == ["n1"]
 
 
 class Controller:
@@ -148,6 +170,7 @@ class Controller:
 
     def __init__(self, busy: int = 0) -> None:
         self.busy = busy
+        self.nodes = ["n1", "n2", "n3"]
         self.asked: list[tuple[str, ...]] = []
 
     def requeue(self, job: str) -> None:
@@ -155,6 +178,9 @@ class Controller:
             self.busy -= 1
             raise SchedulerUnavailable("slurmctld is restarting")
         self.asked.append(("requeue", job))
+
+    def nodes_to_choose_from(self, job: str) -> list[str]:
+        return self.nodes
 
     def exclude(self, job: str, nodes: list[str]) -> None:
         self.asked.append(("exclude", job, *nodes))
@@ -165,6 +191,7 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
     asked = Controller()
     monkeypatch.setattr(scheduler, "requeue", asked.requeue)
     monkeypatch.setattr(scheduler, "exclude", asked.exclude)
+    monkeypatch.setattr(requeue, "nodes_to_choose_from", asked.nodes_to_choose_from)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     return asked
 
@@ -184,12 +211,38 @@ def test_giving_back_writes_why_then_asks_until_the_controller_answers(
 def test_a_bad_node_is_excluded_after_the_requeue_and_that_is_said(
     run: RunFolder, controller: Controller
 ) -> None:
-    for attempt in (1, 2):
-        run.record({"event": "end", "attempt": attempt, "cause": "killed", "node": "n1", "exit_code": 1})
+    for number in (1, 2):
+        for line in attempt(number, "n1", "killed"):
+            run.record(line)
     said: list[str] = []
     give_back(run, JOB, Decision(True, "failure", "rank 0 was killed"), said.append)
     assert controller.asked == [("requeue", "7"), ("exclude", "7", "n1")]
     assert said == ["rank 0 was killed: requeued, without n1: failed 2 times"]
+
+
+def test_a_bad_node_is_kept_where_too_few_others_are_left(run: RunFolder, controller: Controller) -> None:
+    controller.nodes = ["n1", "n2"]  # the job wants two
+    for number in (1, 2):
+        for line in attempt(number, "n1", "killed"):
+            run.record(line)
+    said: list[str] = []
+    give_back(run, JOB, Decision(True, "failure", "rank 0 was killed"), said.append)
+    assert controller.asked == [("requeue", "7")]
+    assert "too few nodes would be left" in said[0]
+
+
+def test_a_job_that_is_back_in_the_queue_already_is_no_error(
+    run: RunFolder, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(job: str) -> None:
+        raise DistTrainerError("Job is pending execution for job 7")
+
+    monkeypatch.setattr(scheduler, "requeue", refused)
+    monkeypatch.setattr(requeue, "ask", lambda job: JobRecord("7", "PENDING", restarts=2))
+    assert give_back(run, JOB, Decision(True, "lost", "gone"), lambda text: None) is None
+    monkeypatch.setattr(requeue, "ask", lambda job: JobRecord("7", "CANCELLED", restarts=1))
+    with pytest.raises(DistTrainerError, match="pending execution"):
+        give_back(run, JOB, Decision(True, "lost", "gone"), lambda text: None)
 
 
 def test_a_standstill_is_not_requeued_and_the_run_says_so(run: RunFolder, controller: Controller) -> None:
@@ -199,7 +252,7 @@ def test_a_standstill_is_not_requeued_and_the_run_says_so(run: RunFolder, contro
     assert codes == [None, None, None, 93]
     assert len(controller.asked) == 3
     assert run.read_status().state == "do-not-requeue"
-    assert "none got beyond the start" in run.read_status().reason
+    assert "never got beyond the start" in run.read_status().reason
 
 
 def test_an_attempt_that_died_without_a_word_gets_slurms_word_for_it(

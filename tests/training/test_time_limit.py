@@ -14,7 +14,7 @@ from dist_trainer.adapters.place import Place
 from dist_trainer.errors import NoProgress
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.training.attempt import Attempt
-from dist_trainer.training.saves import Saves, refuse_standstill
+from dist_trainer.training.saves import Saves
 from dist_trainer.training.stop import Agreed, Stop
 from dist_trainer.training.time_limit import EVALUATION_SHARE, MARGIN_S, SAVE_SHARE, TimeLimit
 from dist_trainer.training.trainer import Result, Scheduler
@@ -131,21 +131,6 @@ def test_workers_restarted_within_a_job_do_not_have_its_whole_time(tmp_path: Pat
     assert Clock(tmp_path, 100, job="7").limit.may_evaluate("val", in_steps=1)
     run.record({"event": "start", "attempt": 2, "job": "7", "restart": 0, "first_step": 0})
     assert not Clock(tmp_path, 100, job="7").limit.may_evaluate("val", in_steps=1)
-
-
-@pytest.mark.parametrize(("cause", "stands"), [("time limit", True), ("SIGUSR2", True), ("killed", False)])
-def test_jobs_too_short_for_a_single_step_end(cause: str, stands: bool, tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    for number in range(3):
-        refuse_standstill(run, 0)
-        run.record({"event": "start", "attempt": number, "first_step": 0})
-        run.record({"event": "end", "attempt": number, "cause": cause, "exit_code": 0})
-        run.record({"event": "requeue", "attempt": number, "cause": "time limit", "step": 0})
-    if stands:
-        with pytest.raises(NoProgress):
-            refuse_standstill(run, 0)
-    else:
-        refuse_standstill(run, 0)
 
 
 def train_within(folder: str, seconds: float | None, options: dict[str, Any]) -> tuple[Result, float]:

@@ -190,14 +190,31 @@ def test_early_stopping_ends_a_run_as_finished(tmp_path: Path) -> None:
 
 def test_three_resumes_without_progress_are_one_too_many_unless_one_finished(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", "name: run\n", working_folder=tmp_path)
-    for _ in range(3):
+    for attempt in (1, 2, 3):
         refuse_standstill(run, 40)
-        run.record({"event": "start", "attempt": 1, "first_step": 40})
+        run.record({"event": "start", "attempt": attempt, "first_step": 40})
     with pytest.raises(NoProgress, match="all started from the checkpoint of step 40"):
         refuse_standstill(run, 40)
     refuse_standstill(run, 41)
-    run.record({"event": "end", "attempt": 1, "cause": "finished", "exit_code": 0})
+    run.record({"event": "end", "attempt": 3, "cause": "finished", "exit_code": 0})
     refuse_standstill(run, 40)
+
+
+@pytest.mark.parametrize(
+    ("cause", "counts"), [("killed", True), ("failed", True), ("SIGUSR2", False), ("node failure", False)]
+)
+def test_an_attempt_whose_machine_was_taken_away_is_no_lack_of_progress(
+    tmp_path: Path, cause: str, counts: bool
+) -> None:
+    run = RunFolder.create(tmp_path / "run", "name: run\n", working_folder=tmp_path)
+    for attempt in range(4):
+        if counts and attempt == 3:
+            with pytest.raises(NoProgress):
+                refuse_standstill(run, 40)
+            return
+        refuse_standstill(run, 40)
+        run.record({"event": "start", "attempt": attempt, "first_step": 40})
+        run.record({"event": "end", "attempt": attempt, "cause": cause, "exit_code": 1})
 
 
 class Broken(Dataset[Any]):
