@@ -1,18 +1,22 @@
 """One holder of a file at a time, by the kernel's flock, with the holder's name inside the file.
 
 The lock ends with its holder, however that dies. The file holds {"pid", "host", "since", "job"}, and nothing once
-released.
+released. A holder whose time is over, though its process lives, keeps its flock on a file that is no longer there:
+who takes over puts a new one in its place.
 """
 
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+_CHANGES_WITHIN_S = 5.0  # it takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -43,51 +47,116 @@ def hold(
     scheduler took its job away, and the file is written without waiting for it.
     """
     me = Owner(os.getpid(), socket.gethostname(), time.time(), job)
-    descriptor = _flock(path, held, is_over, patience_s)
+    descriptor = _claim(path, me, held, is_over, still_alive, patience_s)
     try:
-        before = _read_owner(descriptor)
-        elsewhere = before is not None and before.host != socket.gethostname()
-        if before and elsewhere and not is_over(before) and still_alive():
-            raise held(before)
-        _write_owner(descriptor, me)
-        try:
-            yield
-        finally:
-            if _read_owner(descriptor) == me:
-                _write_owner(descriptor, None)
+        yield
     finally:
+        with suppress(OSError):  # whoever took over from us has removed the file
+            _write_owner(descriptor, None)
+        os.close(descriptor)
+
+
+def _claim(
+    path: Path,
+    me: Owner,
+    held: Callable[[Owner | None], Exception],
+    is_over: Callable[[Owner], bool],
+    still_alive: Callable[[], bool],
+    patience_s: float,
+) -> int:
+    """The open file at `path`, locked and with our name in it."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        descriptor = _flock(path, me, held, is_over, deadline)
+        try:
+            before = _read_owner(descriptor)
+            elsewhere = before is not None and before.host != socket.gethostname()
+            if before and elsewhere and not is_over(before) and still_alive():
+                raise held(before)
+            with _alone(path, held):
+                if _is_at(descriptor, path):  # else its folder was moved aside, or somebody took over
+                    _write_owner(descriptor, me)
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 
 def _flock(
     path: Path,
+    me: Owner,
     held: Callable[[Owner | None], Exception],
     is_over: Callable[[Owner], bool],
-    patience_s: float,
+    deadline: float,
 ) -> int:
-    """The open file: locked, or left to a holder whose time is over."""
-    deadline = time.monotonic() + patience_s
+    """The open file, locked; where its holder's time is over a new one, locked, in its place."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):  # else its folder was moved aside between open and lock
-                return descriptor
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                owner = _read_owner(descriptor)
-                if owner and is_over(owner):
-                    return descriptor
-                os.close(descriptor)
-                raise held(owner) from None
-            time.sleep(0.05)
+            if _try_flock(descriptor):
+                return os.dup(descriptor)
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            owner = _read_owner(descriptor)
+            if owner is None or not is_over(owner):
+                raise held(owner)
+            with _alone(path, held):
+                if _is_at(descriptor, path) and _read_owner(descriptor) == owner:
+                    return _replace(path, me)
+        finally:
+            os.close(descriptor)
+
+
+def _try_flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _replace(path: Path, me: Owner) -> int:
+    """A new file in the place of the one at `path`: it is locked and ours before anybody can see it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _write_owner(descriptor, me)
+        temporary.replace(path)
+    except BaseException:
         os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
+@contextmanager
+def _alone(path: Path, held: Callable[[Owner | None], Exception]) -> Iterator[None]:
+    """Be the only one who changes whose lock it is: a name is written, or the file replaced, by one at a time."""
+    guard = path.with_name(f".{path.name}.changing")
+    deadline = time.monotonic() + _CHANGES_WITHIN_S
+    while True:
+        descriptor = os.open(guard, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if _try_flock(descriptor) and _is_at(descriptor, guard):
+                try:
+                    yield
+                finally:
+                    guard.unlink(missing_ok=True)  # while it is held: who waits for it looks for it again
+                return
+        finally:
+            os.close(descriptor)
+        if time.monotonic() >= deadline:
+            raise held(None)
+        time.sleep(0.005)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
+    except OSError:  # there is none, or on a network file system ours was removed by another host
         return False
 
 
