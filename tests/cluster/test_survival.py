@@ -133,6 +133,20 @@ def test_the_time_limit_twice_in_one_run(
     assert trial.requeues == ["time limit"] * restarts
 
 
+@pytest.mark.timeout(420)
+def test_workers_that_are_stuck_at_the_time_limit_are_ended_in_time_and_the_job_goes_on(
+    project: Project, cluster: Cluster, reference: Callable[[int], dict[str, Any]]
+) -> None:
+    trial = project.submit("late", SLOW, "slurm.time=1", "checkpoint.every_steps=10", "launch.timeout_s=200")
+    trial.wait_for_step(15)
+    project.hold("data")
+    cluster.wait_for_requeue(trial.job, timeout_s=150)
+    project.let_go("data")
+    trial.finish()
+    looks_untouched(trial, reference(2))
+    assert trial.requeues == ["time limit"], trial.told()
+
+
 def is_requeued(cluster: Cluster, trial: Trial, restarts: int) -> bool:
     """Wait until the job has been given back for the given time (True), or is over (False)."""
 
@@ -273,7 +287,7 @@ def test_a_users_exception_is_tried_twice_and_not_requeued(project: Project, clu
 
 
 def test_a_mistake_that_only_a_node_can_see_is_not_requeued(project: Project, cluster: Cluster) -> None:
-    trial = project.submit("mistake", "launch.device=cuda")
+    trial = project.submit("mistake", "launch.device=cuda", "launch.workers_per_node=auto")
     assert cluster.wait_for_end(trial.job) == "FAILED"
     status = trial.run.read_status()
     assert status.state == "failed", trial.told()
