@@ -5,5 +5,5 @@
 #   PROFILE=slurm/gpu.yaml launch/slurm.sh configs/mnist_mlp.yaml
 #   PROFILE=slurm/gpu.yaml NODES=4 launch/slurm.sh configs/mnist_mlp.yaml name=wide --dry-run
 set -euo pipefail
-: "${PROFILE:?a file with the facts of the cluster: slurm/gpu.yaml}"
+: "${PROFILE:?set PROFILE=slurm/gpu.yaml, or whichever file has the facts of your cluster}"
 exec dist-trainer submit "$@" "$PROFILE" ${NODES:+--nodes "$NODES"}

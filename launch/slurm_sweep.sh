@@ -5,5 +5,5 @@
 #   PROFILE=slurm/gpu.yaml launch/slurm_sweep.sh configs/mnist_mlp.yaml --grid optimizer.lr=0.1,0.03 --grid seed=0:5
 #   PROFILE=slurm/gpu.yaml PARALLEL=4 launch/slurm_sweep.sh configs/mnist_mlp.yaml --grid seed=0:20 --name seeds
 set -euo pipefail
-: "${PROFILE:?a file with the facts of the cluster: slurm/gpu.yaml}"
+: "${PROFILE:?set PROFILE=slurm/gpu.yaml, or whichever file has the facts of your cluster}"
 exec dist-trainer sweep "$@" "$PROFILE" ${PARALLEL:+--parallel "$PARALLEL"}

@@ -17,10 +17,19 @@ UNPRINTABLE = re.compile(
 )  # an #SBATCH line has no continuation: a line break begins another one
 MAX_LENGTH = 4000  # sbatch reads a value into a buffer of 8192 bytes and does not look at its end
 DEFAULT_SIGNAL_S = 120
-_TIME = re.compile(r"[0-9]+(-[0-9]+(:[0-9]+){0,2})?|[0-9]+(:[0-9]+){1,2}")
+_TIME = re.compile(r"[0-9]+|[0-9]+:[0-9]+:[0-9]+|[0-9]+-[0-9]+(:[0-9]+){0,2}")
+_MINUTES_AND_SECONDS = re.compile(r"([0-9]+):([0-9]+)")  # to SLURM; who writes it means hours
 _SIGNAL = re.compile(r"(?:SIG)?USR2@([0-9]+)")
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 
+_SHORT = """
+    a=array A=account b=begin B=extra-node-info c=cpus-per-task C=constraint d=dependency D=chdir e=error
+    E=preserve-env F=nodefile G=gpus h=help H=hold i=input I=immediate J=job-name k=no-kill K=kill-on-bad-exit
+    l=label L=licenses m=distribution M=clusters n=ntasks N=nodes o=output O=overcommit p=partition q=qos Q=quiet
+    r=relative s=oversubscribe S=core-spec t=time T=threads u=unbuffered v=verbose V=version w=nodelist W=wait
+    x=exclude X=disable-status Z=no-allocate
+"""
+SHORT = dict(entry.split("=") for entry in _SHORT.split())  # the options of one letter, of sbatch and srun
 _OUTPUT = "what a job prints is in the run folder: dist-trainer logs"
 _TASKS = "each node has one task, the agent of its workers: launch.workers_per_node"
 _IS_SENT = "dist-trainer submit sends the job"
@@ -55,8 +64,8 @@ _NOT_TAKEN_BY_SRUN = {
 
 def slurm_conflicts(slurm: "SlurmConfig") -> Iterator[Conflict]:
     """What is wrong with the section wherever it is used."""
-    if slurm.time is not None and not _TIME.fullmatch(str(slurm.time)):
-        yield Conflict("slurm.time", f"must be minutes, 24:00:00 or 2-12:00:00, got {slurm.time!r}")
+    if problem := _time_problem(slurm.time):
+        yield Conflict("slurm.time", problem)
     if slurm.partition is not None and (problem := value_problem(slurm.partition)):
         yield Conflict("slurm.partition", problem)
     yield from _option_conflicts("slurm.options", slurm.options, NOT_TAKEN)
@@ -96,14 +105,31 @@ def signal_before_s(slurm: "SlurmConfig") -> int:
 
 def time_limit_s(slurm: "SlurmConfig") -> int | None:
     """`slurm.time` in seconds; None where the cluster's default holds."""
-    if slurm.time is None:
-        return None
-    days, dash, rest = str(slurm.time).rpartition("-")
+    return None if slurm.time is None else _seconds(str(slurm.time))
+
+
+def _seconds(time: str) -> int:
+    days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
-    if not dash:  # minutes, minutes:seconds, hours:minutes:seconds
-        parts = [0, *parts] if len(parts) < 3 else parts
+    if not dash and len(parts) == 1:  # minutes
+        parts = [0, *parts]
     hours, minutes, seconds = [*parts, 0, 0][:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _time_problem(time: str | int | None) -> str | None:
+    if time is None:
+        return None
+    wanted = f"must be minutes, 24:00:00 or 2-12:00:00, got {time!r}"
+    if short := _MINUTES_AND_SECONDS.fullmatch(str(time)):
+        hours, minutes = int(short[1]), int(short[2])
+        meant = f"{hours}:{minutes:02d}:00 or {hours * 60 + minutes}"
+        return f"{wanted}, which SLURM reads as minutes and seconds: write {meant}"
+    if not _TIME.fullmatch(str(time)):
+        return wanted
+    if _seconds(str(time)) == 0:
+        return f"must be more than 0, got {time!r}, which SLURM takes for no limit; null is the partition's limit"
+    return None
 
 
 def _option_conflicts(
@@ -112,7 +138,10 @@ def _option_conflicts(
     for name, value in options.items():
         key = f"{section}.{name}"
         plain = name.strip("-").replace("_", "-").lower()
-        if not _NAME.fullmatch(name):
+        if long := SHORT.get(name.lstrip("-")):
+            where = f": {not_taken[long]}" if long in not_taken else ""
+            yield Conflict(key, f"must be written by its long name, {long}{where}")
+        elif not _NAME.fullmatch(name):
             if _NAME.fullmatch(plain):
                 yield Conflict(
                     key, f"must be written {plain}, as in sbatch --help without the dashes in front"
@@ -137,7 +166,7 @@ def _signal_conflicts(slurm: "SlurmConfig") -> Iterator[Conflict]:
             "slurm.options.signal", f"{message}: it goes to every agent, and stops and saves the run"
         )
         return
-    if slurm.time is None or not _TIME.fullmatch(str(slurm.time)):
+    if _time_problem(slurm.time):
         return
     limit_s = time_limit_s(slurm)
     if limit_s and signal_before_s(slurm) >= limit_s:
