@@ -9,6 +9,7 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dist_trainer.adapters import git
@@ -19,6 +20,7 @@ MAX_FILES, MAX_BYTES = 20_000, 500_000_000
 MAX_WALKED_FILES, MAX_WALKED_BYTES = 2_000, 50_000_000
 
 _CACHES = {"__pycache__", ".ipynb_checkpoints", "node_modules", ".venv", "venv", "mlruns", "mlartifacts"}
+_LEFT_BEHIND = ("*.pyc", "mlflow.db*", "slurm-*.out")
 _SOURCE = {
     *(".py", ".pyi", ".pyx", ".so", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".sh", ".md", ".txt"),
     *(".yaml", ".yml", ".json", ".toml", ".ini", ".cfg"),
@@ -34,6 +36,7 @@ class CodeFiles:
     files: dict[str, Path] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     import_folders: list[str] = field(default_factory=list)  # relative to top, the working folder first
+    new: list[str] = field(default_factory=list)  # of these what the repository's commits do not hold
     left_out: list[str] = field(default_factory=list)
     is_repository: bool = False
 
@@ -72,6 +75,7 @@ def _listed(top: Path, working_folder: Path, runs: Path) -> CodeFiles:
         outside.add(os.path.relpath(runs, top))
     is_new = set(new)
     _sort_out(code, [name for name in (*tracked, *new) if not _is_in(name, outside)], is_new)
+    code.new = sorted(is_new & (code.files.keys() | code.links.keys()))
     return code
 
 
@@ -120,7 +124,7 @@ def _sort_out(code: CodeFiles, names: Sequence[str], new: set[str]) -> None:
             found = path.lstat()
         except OSError:  # tracked, and deleted
             continue
-        if name in new and _is_cache(name):
+        if name in new and _is_left_behind(name):
             continue
         if stat.S_ISLNK(found.st_mode):
             links.append(name)
@@ -135,9 +139,9 @@ def _sort_out(code: CodeFiles, names: Sequence[str], new: set[str]) -> None:
             _place_link(code, name, folders)
 
 
-def _is_cache(name: str) -> bool:
+def _is_left_behind(name: str) -> bool:
     parts = Path(name).parts
-    return bool(_CACHES & set(parts)) or name.endswith(".pyc") or parts[-1].startswith("mlflow.db")
+    return bool(_CACHES & set(parts)) or any(fnmatchcase(parts[-1], text) for text in _LEFT_BEHIND)
 
 
 def _place_link(code: CodeFiles, name: str, folders: set[str]) -> None:
@@ -171,6 +175,8 @@ def _add_modules(code: CodeFiles, modules: Sequence[tuple[str, Path]]) -> None:
         inside = os.path.relpath(file, code.top)
         if inside not in code.files and not _is_in(inside, set(code.links)) and file.is_file():
             code.files[inside] = file
+            if code.is_repository:
+                code.new.append(inside)
         if (place := os.path.relpath(folder, code.top)) not in code.import_folders:
             code.import_folders.append(place)
     elsewhere.discard(str(Path(__file__).parents[1]))  # this package, where it is not installed but linked

@@ -1,8 +1,10 @@
 """A copy of a run's code, as it was when the run was submitted: what changes afterwards changes no job.
 
     <run>/code/0001/        every file at its place in the repository, or in the working folder where there is no git
-    <run>/code/0001.json    {"commit", "dirty", "files", "bytes", "top", "left_out", "digest"}
-    <run>/code/0001.diff    git diff HEAD
+    <run>/code/0001.json    {"commit", "dirty", "new", "files", "bytes", "top", "left_out", "digest"}
+    <run>/code/0001.diff    git diff HEAD, and the new files as far as they are text and not large
+
+`dirty`: whether the code is another than the commit's; `new` names the files that the commit does not hold.
 
 The folder that stands for the working folder is therefore code/0001 itself or a folder in it. Code that is the
 same as the snapshot's before needs no other one.
@@ -15,11 +17,13 @@ import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dist_trainer.adapters import git
 from dist_trainer.adapters.files import replace_file, write_json
 from dist_trainer.errors import UsageError
 from dist_trainer.slurm.code_files import CodeFiles
+from dist_trainer.slurm.code_patch import patch_of_new
 from dist_trainer.slurm.script import Code
 
 
@@ -73,12 +77,12 @@ def write_snapshot(snapshot: Snapshot) -> None:
         _make_folder((path / name).parent)
         (path / name).symlink_to(target)
     if code.is_repository:
-        replace_file(path.with_suffix(".diff"), git.difference(code.top))
-    version = {"commit": None, "dirty": None, **(git.code_version(code.top) if code.is_repository else {})}
+        replace_file(path.with_suffix(".diff"), git.difference(code.top) + patch_of_new(path, code.new))
     write_json(
         path.with_suffix(".json"),
         {
-            **version,
+            **_version(code),
+            "new": code.new,
             "files": len(code.files) + len(code.links),
             "bytes": code.bytes,
             "top": str(code.top),
@@ -86,6 +90,11 @@ def write_snapshot(snapshot: Snapshot) -> None:
             "digest": snapshot.digest,
         },
     )
+
+
+def _version(code: CodeFiles) -> dict[str, Any]:
+    known = git.code_version(code.top) if code.is_repository else {}
+    return {"commit": None, "dirty": None, **known, **({"dirty": True} if code.new else {})}
 
 
 def remove_snapshot(snapshot: Snapshot) -> None:

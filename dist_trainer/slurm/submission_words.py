@@ -55,8 +55,14 @@ def _code_of(sent: Sent) -> str:
     code = sent.snapshot.code
     again = ", as submitted before" if sent.snapshot.is_there else ""
     count = len(code.files) + len(code.links)
-    size = f"{count} file{'s' * (count != 1)}, {code.bytes / 1e6:.1f} MB"
-    return f"{sent.snapshot.name}: {size}{again}"
+    return f"{sent.snapshot.name}: {count} file{'s' * (count != 1)}, {shown_size(code.bytes)}{again}"
+
+
+def shown_size(count: int) -> str:
+    """So many bytes: 14 kB, 3.2 MB."""
+    if count < 1000:
+        return f"{count} bytes"
+    return f"{count / 1e3:.0f} kB" if count < 999_500 else f"{count / 1e6:.1f} MB"
 
 
 def _shown_time(text: str) -> str:

@@ -15,6 +15,7 @@ from dist_trainer.errors import UsageError
 from dist_trainer.slurm import code_files
 from dist_trainer.slurm.code_files import CodeFiles, find_code
 from dist_trainer.slurm.code_snapshot import Snapshot, plan_snapshot, remove_snapshot, write_snapshot
+from dist_trainer.slurm.submission_words import shown_size
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -82,6 +83,38 @@ def test_commit_and_difference_are_recorded(repository: Path, tmp_path: Path) ->
     assert "-x = 1" in difference and "+x = 2" in difference
 
 
+def test_new_files_are_named_and_part_of_the_difference(repository: Path, tmp_path: Path) -> None:
+    put(repository / "net.py", "x = 2\n")
+    texts = {"new.py": "y = 1\nz = 2\n", "a b.txt": "no end", "package/empty.py": "", "dos.py": "a\r\nb\rc\n"}
+    for name, text in texts.items():
+        (repository / name).write_bytes(text.encode())
+    put(repository / "go.sh", "exit\n").chmod(0o755)
+    put(repository / "large.txt", "x" * 200_000)
+    (repository / "picture.png").write_bytes(b"\x89PNG\0")
+    (repository / "alias.py").symlink_to("net.py")
+    snapshot = copied(find(repository), tmp_path / "run")
+    recorded = json.loads(snapshot.path.with_suffix(".json").read_text())
+    assert recorded["dirty"] is True
+    left_out = {"large.txt", "picture.png", "alias.py"}
+    assert recorded["new"] == sorted({*texts, "go.sh", *left_out})
+    git(tmp_path, "clone", "-q", str(repository), "again")
+    git(tmp_path / "again", "apply", str(snapshot.path.with_suffix(".diff")))
+    again = {name for name in names(tmp_path / "again") if not name.startswith(".git/")}
+    assert again == names(snapshot.path) - left_out
+    for name in again:
+        assert (tmp_path / "again" / name).read_bytes() == (snapshot.path / name).read_bytes()
+    assert os.access(tmp_path / "again" / "go.sh", os.X_OK)
+
+
+def test_new_files_alone_make_a_copy_another_than_the_commit(repository: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    clean = json.loads(copied(find(repository), run).path.with_suffix(".json").read_text())
+    assert (clean["dirty"], clean["new"]) == (False, [])
+    put(repository / "new.py")
+    dirty = json.loads(copied(find(repository), run).path.with_suffix(".json").read_text())
+    assert (dirty["dirty"], dirty["new"]) == (True, ["new.py"])
+
+
 def test_a_repository_without_a_commit_is_copied_too(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     put(tmp_path / "net.py")
@@ -108,6 +141,7 @@ def test_runs_caches_and_run_folders_are_no_code(repository: Path, tmp_path: Pat
     put(repository / "package" / "__pycache__" / "model.pyc")
     put(repository / ".venv" / "lib" / "x.py")
     put(repository / "mlflow.db")
+    put(repository / "slurm-4711.out")
     put(repository / "env" / "pyvenv.cfg")
     put(repository / "env" / "lib" / "x.py")
     put(repository / "conda" / "conda-meta" / "history")
@@ -324,6 +358,11 @@ def test_a_job_imports_the_copy(repository: Path, tmp_path: Path) -> None:
         command, cwd=repository, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "as submitted\n"
+
+
+def test_sizes_are_told_in_units_that_show_them() -> None:
+    sizes = [shown_size(count) for count in (0, 999, 14_200, 999_499, 999_500, 3_210_000)]
+    assert sizes == ["0 bytes", "999 bytes", "14 kB", "999 kB", "1.0 MB", "3.2 MB"]
 
 
 def test_a_few_megabytes_take_a_moment(repository: Path, tmp_path: Path) -> None:
