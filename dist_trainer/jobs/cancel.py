@@ -11,7 +11,7 @@ from dist_trainer.jobs.listing import Queue
 from dist_trainer.jobs.standing import owner_of
 from dist_trainer.run_folder import RunFolder, Status, find_run
 from dist_trainer.slurm.scheduler import NO_SLURM, JobRecord, cancel, find
-from dist_trainer.slurm.submissions import jobs_of
+from dist_trainer.slurm.submissions import Submission, is_of, jobs_of
 from dist_trainer.sweep_folder import SweepFolder
 from dist_trainer.tracking.mlflow_sync import sync
 
@@ -54,11 +54,11 @@ def _cancel(run: RunFolder, queue: Queue) -> Cancelled:
     submissions = {submission.job: submission for submission in jobs_of(run)}
     if not submissions:
         return Cancelled(name, "nothing", f"{name}: nothing to cancel: {_ended(run)}")
-    known = {job: queue.record(entry, sure=True) for job, entry in submissions.items()}
+    known = {job: _ours(queue.record(entry, sure=True), run, entry) for job, entry in submissions.items()}
     if queue.problem == NO_SLURM:
         raise DistTrainerError(NO_SLURM)
     last = list(submissions)[-1]
-    known[last] = known[last] or find(last)  # the queue's silence is no proof
+    known[last] = known[last] or _ours(find(last), run, submissions[last])  # the queue's silence is no proof
     live = [record for record in known.values() if record is not None and record.is_live]
     if not live:
         record = known[last]
@@ -66,6 +66,10 @@ def _cancel(run: RunFolder, queue: Queue) -> Cancelled:
         return Cancelled(name, "nothing", f"{name}: nothing to cancel: job {last} is over ({state})", last)
     ended = [_cancel_job(run, record) for record in live]
     return ended[-1]
+
+
+def _ours(record: JobRecord | None, run: RunFolder, submission: Submission) -> JobRecord | None:
+    return record if record is not None and is_of(record, run, submission) else None
 
 
 def _cancel_job(run: RunFolder, record: JobRecord) -> Cancelled:

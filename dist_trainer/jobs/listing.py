@@ -14,7 +14,7 @@ from dist_trainer.jobs.standing import DONE, Standing, clock, standing
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.slurm.reasons import is_held, why_it_waits
 from dist_trainer.slurm.scheduler import NO_SLURM, JobRecord, SchedulerUnavailable, find, my_jobs
-from dist_trainer.slurm.submissions import Submission, last_job, user_name
+from dist_trainer.slurm.submissions import Submission, is_of, last_job, user_name
 
 _ORDER = ("running", "ending", "starting", "preempted", "requeued", "pending", "held", "lost")
 
@@ -93,6 +93,8 @@ def stand_in_queue(run: RunFolder, queue: Queue, *, owns: bool = True) -> Standi
     status = run.read_status()
     is_told = status.state not in ("new", "running") and not status.run_again
     record = queue.record(submission, sure=is_told)
+    if record is not None and not is_of(record, run, submission):
+        return standing(run, None)
     return standing(run, record, answered=record is not None or not queue.problem)
 
 

@@ -10,6 +10,7 @@ from dist_trainer.jobs.listing import Queue, stand_in_queue
 from dist_trainer.jobs.log_files import logs_of, newest_attempt, no_log
 from dist_trainer.jobs.standing import WAITING, Standing
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.slurm.scheduler import NO_SLURM
 from dist_trainer.slurm.submissions import last_job
 
 _LOOK_EVERY_S = 0.3
@@ -89,6 +90,7 @@ class _Follower:
         self._told = ""
         self._asked = 0.0
         self._now: Standing | None = None
+        self._may_go_on = False  # its folder says so, and SLURM is silent
 
     def follow(self) -> None:
         """Return when the run, or the attempt that was asked for, is over and printed."""
@@ -96,7 +98,7 @@ class _Follower:
             now = self._ask_if_due()
             number = newest_attempt(self._run)  # before the last look at the files: nothing is missed
             self._print_all(number)
-            if not now.is_live:
+            if not (now.is_live or self._may_go_on):
                 return _say(f"\n{_how_it_stands(now)}")
             if self._attempt is not None and number > self._attempt:
                 return _say(f"\nattempt {self._attempt} is over; the run went on in attempt {number}")
@@ -114,12 +116,19 @@ class _Follower:
 
     def _ask_if_due(self) -> Standing:
         """How the run stands: asked for anew at times, and when its status changes."""
-        status = self._run.read_status().state
+        status = self._run.read_status()
         ending = self._now is not None and self._now.state == "ending"
         every = _ENDING_ASK_EVERY_S if ending else _ASK_EVERY_S
-        if self._now is None or status != self._status or time.monotonic() - self._asked >= every:
-            self._now = stand_in_queue(self._run, Queue())
-            self._status, self._asked = status, time.monotonic()
+        if self._now is None or status.state != self._status or time.monotonic() - self._asked >= every:
+            queue = Queue()
+            self._now = stand_in_queue(self._run, queue)
+            self._status, self._asked = status.state, time.monotonic()
+            is_silent = queue.problem not in ("", NO_SLURM)
+            self._may_go_on = (
+                is_silent and not self._now.is_live and (status.run_again or status.state == "new")
+            )
+            if self._may_go_on:
+                self._tell(f"{_how_it_stands(self._now)}; {queue.problem}; still following")
             if self._now.state in WAITING:
                 self._tell(_what_it_waits_for(self._now))
         return self._now

@@ -1,6 +1,6 @@
 """May a run that is there already go on: its configuration, and the folders kept when it may not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dist_trainer.config.changes import LENGTHS, Change, changes, describe, unac
 from dist_trainer.config.load import Loaded, dump_config, read_config
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import UsageError
-from dist_trainer.run_folder import RunFolder
+from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.journal import last_saved_step, planned_steps
 
 
@@ -19,8 +19,11 @@ def existing_run(folder: Path) -> RunFolder | None:
     return RunFolder.open(folder) if (folder / "run.json").exists() else None
 
 
-def move_aside(folder: Path) -> Path | None:
-    """Give the folder the next free name `<name>-old-<n>` beside it; UsageError while somebody trains it."""
+def move_aside(folder: Path, *, job_is_over: Callable[[str], bool] = lambda job: False) -> Path | None:
+    """Give the folder the next free name `<name>-old-<n>` beside it; UsageError while somebody trains it.
+
+    `job_is_over`: see RunFolder.lock.
+    """
     if not folder.exists():
         return None
     if (folder / "sweep.json").exists():
@@ -30,7 +33,7 @@ def move_aside(folder: Path) -> Path | None:
         number += 1
     with ExitStack() as stack:
         if (run := existing_run(folder)) is not None:
-            stack.enter_context(run.lock())
+            stack.enter_context(run.lock(job_is_over=job_is_over))
         folder.rename(old)
     return old
 
@@ -49,6 +52,19 @@ def is_done(run: RunFolder, loaded: Loaded, allow_change: Sequence[str]) -> bool
     if ended_by_early_stopping(run):  # more epochs alone would not begin
         return not any(change.key.startswith("train.early_stopping") for change in found)
     return not _is_longer(found)
+
+
+def reopen(run: RunFolder, *, run_again: bool = False) -> Status | None:
+    """Have a finished run no longer say so, since it goes on; the status before, None where nothing was changed.
+
+    A run whose end is told already would not be trained by its next job. For who holds the run's lock.
+    """
+    before = run.read_status()
+    if before.state != "finished":
+        return None
+    why = "a longer training was asked for"
+    run.write_status(Status("stopped", why, before.step, results=before.results, run_again=run_again))
+    return before
 
 
 def ended_by_early_stopping(run: RunFolder) -> bool:

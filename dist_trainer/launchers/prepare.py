@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dist_trainer.config.load import Loaded, dump_config
 from dist_trainer.errors import UsageError
-from dist_trainer.launchers.existing import existing_run, is_done, rewrite_config
+from dist_trainer.launchers.existing import existing_run, is_done, reopen, rewrite_config
 from dist_trainer.run_folder import RunFolder
 
 
@@ -26,5 +26,7 @@ def prepare(loaded: Loaded, *, runs: str | Path = "runs") -> RunFolder:
     is_done(run, loaded, ())  # raises for another configuration; a finished run ends at once by itself
     if run.config_path.read_text() != dump_config(loaded.config):
         with run.lock():
+            if not is_done(run, loaded, ()):
+                reopen(run)
             rewrite_config(run, loaded.config)
     return run

@@ -55,9 +55,12 @@ def _knows(command: str, name: str, value: str | bool) -> bool:
     if any(other.startswith(name) for other in (*known, *NOT_TAKEN)):  # they would take it for the longer one
         return False
     option = f"--{name}" if value is True else f"--{name}={value}"
-    asked = subprocess.run(
-        [command, option, "--version"], capture_output=True, text=True, check=False, timeout=_HELP_S
-    )
+    try:
+        asked = subprocess.run(
+            [command, option, "--version"], capture_output=True, text=True, check=False, timeout=_HELP_S
+        )
+    except (OSError, subprocess.SubprocessError):
+        return True  # nobody says that it is wrong; sbatch --test-only is asked yet
     return "unrecognized option" not in asked.stderr
 
 

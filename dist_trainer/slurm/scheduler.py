@@ -55,6 +55,7 @@ class JobRecord:
     name: str = ""
     submitted: float | None = None  # unix seconds; a requeue counts as a submission
     preempted: bool = False  # its grace period runs: only scontrol tells
+    script: str = ""  # the path that sbatch was given: only scontrol tells
 
     @property
     def is_live(self) -> bool:
@@ -187,6 +188,7 @@ def _from_scontrol(text: str) -> JobRecord:
         name=name[1] if name else "",
         submitted=_time(value("SubmitTime")),
         preempted=_time(value("PreemptTime")) is not None,
+        script=_word(value("Command", r".*")),
     )
 
 

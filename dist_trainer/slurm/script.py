@@ -207,19 +207,23 @@ def _sbatch(
     except FileNotFoundError:
         raise SchedulerUnavailable(NO_SLURM) from None
     except subprocess.TimeoutExpired:
-        raise Unanswered(
-            f"sbatch did not answer within {_SEND_S:.0f} s; whether it has taken the job, squeue shows"
-        ) from None
+        raise _silence(f"sbatch did not answer within {_SEND_S:.0f} s", is_sent=text is None) from None
     if done.returncode == 0:
         return done
     words = _words(done.stderr) or f"sbatch ended with {done.returncode}"
     if _NO_CONFIGURATION.search(words):
         raise SchedulerUnavailable(NO_SLURM)
     if _LATE_ANSWER.search(words):
-        raise Unanswered(f"SLURM did not answer in time: {words}; whether it has the job, squeue shows")
+        raise _silence(f"SLURM did not answer in time: {words}", is_sent=text is None)
     if _NO_ANSWER.search(words):
         raise SchedulerUnavailable(f"SLURM does not answer: {words}")
     raise Refused(words)
+
+
+def _silence(words: str, *, is_sent: bool) -> DistTrainerError:
+    if is_sent:
+        return Unanswered(f"{words}; whether it has taken the job, squeue shows")
+    return SchedulerUnavailable(f"{words}; no job was sent, try again later")
 
 
 def environment_of_job(ours: Mapping[str, str], slurm: SlurmConfig) -> dict[str, str]:

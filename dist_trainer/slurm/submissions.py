@@ -16,6 +16,10 @@ from pathlib import Path
 
 from dist_trainer.adapters.files import append_line, whole_lines
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.slurm.scheduler import JobRecord
+
+CLOCKS_DIFFER_S = 60.0  # ours and the controller's
+_PLAIN_SCRIPTS = "dist-trainer"  # the job's name in slurm/train.sbatch
 
 
 def user_name() -> str:
@@ -63,3 +67,21 @@ def last_job(run: RunFolder) -> Submission | None:
     """The newest submission; None for a run that was never submitted."""
     submissions = jobs_of(run)
     return submissions[-1] if submissions else None
+
+
+def is_of(record: JobRecord, run: RunFolder, submission: Submission) -> bool:
+    """Whether the job that SLURM shows is still the run's: a cluster that is set up anew counts from 1 again.
+
+    A job that came into the queue before ours was sent is not ours; one that came later may be, by a requeue.
+    A plain batch script's job may have any name, and its line is written after it came into the queue.
+    """
+    sweep = run.info().sweep
+    names = {run.path.name, Path(sweep).name if sweep else run.path.name}
+    if submission.script is not None:
+        came = record.submitted is None or record.submitted >= submission.time - CLOCKS_DIFFER_S
+        return came and record.name in {"", *names}
+    if record.name in {"", _PLAIN_SCRIPTS, *names}:
+        return True
+    began = record.submitted is None or record.submitted <= submission.time + CLOCKS_DIFFER_S
+    again = (line for line in run.attempts() if line.get("job") == submission.job)
+    return began or any(line["event"] == "requeue" or line.get("restart") for line in again)

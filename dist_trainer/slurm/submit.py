@@ -20,6 +20,7 @@ from dist_trainer.launchers.existing import (
     is_done,
     move_aside,
     nothing_left,
+    reopen,
     rewrite_config,
 )
 from dist_trainer.run_folder import RunFolder
@@ -36,11 +37,12 @@ from dist_trainer.slurm.submission_words import (
     show_script,
     warn,
 )
-from dist_trainer.slurm.submissions import Submission, add_job
+from dist_trainer.slurm.submissions import CLOCKS_DIFFER_S, Submission, add_job
 from dist_trainer.slurm.submit_checks import (
     batch_problems,
     check_store,
     cores_hint,
+    job_is_over,
     refusal,
     refuse_live_job,
     refuse_unwritable,
@@ -105,7 +107,7 @@ def _run_that_goes_on(folder: Path, has_slurm: bool) -> RunFolder | None:
         return None
     if has_slurm:
         refuse_live_job(run)
-    with run.lock():
+    with run.lock(job_is_over=job_is_over):
         return run
 
 
@@ -163,7 +165,7 @@ def _carry_out(plan: Plan, loaded: Loaded, run: RunFolder | None, folder: Path, 
     """Write what the job needs and send it; each step is taken back unless SLURM has the job in the end."""
     config = loaded.config
     with ExitStack() as undo, _named(folder):
-        if wishes.fresh and (old := move_aside(folder)):
+        if wishes.fresh and (old := move_aside(folder, job_is_over=job_is_over)):
             undo.callback(old.rename, folder)
             warn(f"moved the old run to {old}")
         run = _make(folder, config, plan, undo) if run is None else _change(run, config, undo)
@@ -192,8 +194,10 @@ def _make(folder: Path, config: Config, plan: Plan, undo: ExitStack) -> RunFolde
 
 
 def _change(run: RunFolder, config: Config, undo: ExitStack) -> RunFolder:
-    """Give the run its configuration as it now is."""
-    with run.lock():
+    """Give the run its configuration as it now is; a finished one goes on."""
+    with run.lock(job_is_over=job_is_over):
+        if (ended := reopen(run, run_again=True)) is not None:
+            undo.callback(run.write_status, ended)
         before, there = run.config_path.read_bytes(), set(run.path.glob("config-*.yaml"))
         rewrite_config(run, config)
         for kept in set(run.path.glob("config-*.yaml")) - there:
@@ -217,7 +221,7 @@ def _send(text: str, path: Path, loaded: Loaded, since: float, undo: ExitStack) 
     except Refused as error:
         raise refusal(loaded, str(error)) from error
     except (Unanswered, KeyboardInterrupt):
-        found = _find_sent(loaded.config.name, since)
+        found = _find_sent(loaded.config.name, path, since)
         if found is None:
             undo.pop_all()
             raise
@@ -226,12 +230,17 @@ def _send(text: str, path: Path, loaded: Loaded, since: float, undo: ExitStack) 
     return job
 
 
-def _find_sent(name: str, since: float) -> str | None:
-    """A job of the name that came into the queue just now, whose id did not reach us."""
+def _find_sent(name: str, script: Path, since: float) -> str | None:
+    """The job of our script that came into the queue just now, whose id did not reach us.
+
+    Runs in other folders may have the name too; no other job has the script.
+    """
     with suppress(scheduler.SchedulerUnavailable):
         for record in scheduler.my_jobs().values():
-            if record.name == name and (record.submitted or 0) > since - 60:  # the controller's clock
-                return record.job
+            if record.name == name and (record.submitted or 0) > since - CLOCKS_DIFFER_S:
+                told = scheduler.find_by_scontrol(record.job)
+                if told is not None and told.script == str(script):
+                    return record.job
     return None
 
 

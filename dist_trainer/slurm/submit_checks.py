@@ -12,8 +12,13 @@ from dist_trainer.config.load import Loaded
 from dist_trainer.config.schema import Config, SlurmConfig
 from dist_trainer.errors import ConfigError, StorageError, UsageError
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.slurm.scheduler import JobRecord, find_by_scontrol, find_by_squeue
-from dist_trainer.slurm.submissions import jobs_of
+from dist_trainer.slurm.scheduler import (
+    JobRecord,
+    SchedulerUnavailable,
+    find_by_scontrol,
+    find_by_squeue,
+)
+from dist_trainer.slurm.submissions import is_of, jobs_of
 from dist_trainer.tracking.settings import database_of, resolve_uri
 
 _CONNECT_S = 2.0
@@ -46,13 +51,24 @@ def refuse_live_job(run: RunFolder) -> None:
     """
     for submission in reversed(jobs_of(run)):
         record = find_by_squeue(submission.job) or find_by_scontrol(submission.job)
-        if record is not None and record.is_live and not _is_just_ending(run, record):
+        if record is None or not is_of(record, run, submission):
+            continue
+        if record.is_live and not _is_just_ending(run, record):
             why = f" ({record.reason})" if record.reason else f" on {record.nodes}" if record.nodes else ""
             name = run.path.name
             raise UsageError(
                 f"run {name} is submitted already: job {record.job} is {record.state}{why}; dist-trainer jobs {name} "
                 f"shows it, dist-trainer cancel {name} ends it"
             )
+
+
+def job_is_over(job: str) -> bool:
+    """Whether a job that holds a run has lost it; where SLURM is silent it has not."""
+    try:
+        record = find_by_squeue(job) or find_by_scontrol(job)
+    except SchedulerUnavailable:
+        return False
+    return record is None or not record.is_live
 
 
 def _is_just_ending(run: RunFolder, record: JobRecord) -> bool:

@@ -17,9 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 from dist_trainer.cli import app
+from dist_trainer.jobs.listing import Queue, stand_in_queue
 from dist_trainer.run_folder import Status
 from dist_trainer.slurm import wait
 from dist_trainer.slurm.scheduler import NO_SLURM
+from dist_trainer.slurm.submissions import Submission, add_job
+from dist_trainer.slurm.submit_checks import refuse_live_job
 from dist_trainer.slurm.wait import wait_for_end
 from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder
 from dist_trainer.tracking.mlflow_sync import sync
@@ -191,6 +194,22 @@ def test_a_dead_run_is_not_followed_for_ever(
     assert "run cnn: lost; ended without a word" in following.text
 
 
+def test_a_run_that_is_to_run_again_is_followed_while_slurm_is_silent(
+    slurm: FakeSlurm, runs: StandingRuns, follow: Callable[..., Following]
+) -> None:
+    run = runs.make("cnn", job="7", status=Status("stopped", "time limit", 800, run_again=True))
+    runs.start(run, job="7")
+    for name in ("squeue", "scontrol", "sacct"):
+        slurm.fails(name, NO_CONTROLLER)
+    following = follow("cnn", "--rank", "0")
+    following.until("still following")
+    with pytest.raises(subprocess.TimeoutExpired):
+        following.process.wait(1)
+    run.write_status(Status("finished", step=5000))
+    assert following.end() == 0
+    assert "run cnn: finished at step 5000" in following.text
+
+
 def test_a_waiting_job_is_taken_out_and_its_run_is_stopped(slurm: FakeSlurm, runs: StandingRuns) -> None:
     run = runs.make("cnn", job="7")
     pending, gone = queue_line("7", "PENDING"), queue_line("7", "CANCELLED")
@@ -263,7 +282,9 @@ def test_each_run_has_its_own_answer_and_the_worst_is_the_exit_code(
     here = runs.make("here", status=Status("running"))
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": 0.0}
     (here.path / "run.lock").write_text(json.dumps(owner))
-    slurm.says("squeue", {"--jobs=6": queue_line("6", "COMPLETED"), "": queue_line("7", "RUNNING")})
+    slurm.says(
+        "squeue", {"--jobs=6": queue_line("6", "COMPLETED", name="over"), "": queue_line("7", "RUNNING")}
+    )
     done = invoke("cancel", "over", "here", "cnn")
     assert done.exit_code == 2
     assert "over: nothing to cancel: job 6 is over (COMPLETED)" in done.stdout
@@ -272,6 +293,51 @@ def test_each_run_has_its_own_answer_and_the_worst_is_the_exit_code(
     slurm.fails("scancel", "scancel: error: Kill job error on job id 7: Access/permission denied")
     refused = invoke("cancel", "cnn")
     assert refused.exit_code == 1 and "Access/permission denied" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        queue_line("7", "RUNNING", name="jupyter"),
+        queue_line("7", "RUNNING", submitted="2020-01-01T00:00:00"),
+    ],
+    ids=["another name", "older than the submission"],
+)
+def test_a_job_that_has_a_runs_old_number_is_left_alone(
+    other: str, slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    run = runs.make("cnn", job="7", status=Status("running"))
+    slurm.says("squeue", other)
+    done = invoke("cancel", "cnn")
+    assert "cnn: nothing to cancel: job 7 is over (SLURM knows it no more)" in done.stdout
+    assert not slurm.calls("scancel")
+    refuse_live_job(run)
+    assert stand_in_queue(run, Queue()).state == "lost"
+
+
+def test_a_requeued_job_an_arrays_element_and_a_plain_scripts_job_are_the_runs(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    later = runs.slurm_time(3000)
+    runs.make("cnn", job="7", status=Status("running"))
+    cell = runs.make("grid-0001", job="8_1", status=Status("running"))
+    cell.update_info(sweep=str(runs.folder / "grid"))
+    plain, named = runs.make("plain", status=Status("running")), runs.make("named", status=Status("running"))
+    for run, job in ((plain, "9"), (named, "10")):
+        add_job(run, Submission(job, time=runs.now - 5000))
+    lines = [
+        queue_line("7", "RUNNING", submitted=later),
+        queue_line("8_1", "RUNNING", name="grid", submitted=later),
+        queue_line("9", "RUNNING", name="dist-trainer", submitted=later),
+        queue_line("10", "RUNNING", name="what I like", submitted=runs.slurm_time(-5100)),
+    ]
+    slurm.says("squeue", "\n".join(lines))
+    for name in ("cnn", "grid-0001", "plain", "named"):
+        assert "is told to stop" in invoke("cancel", name).stdout, name
+    slurm.says("squeue", queue_line("10", "RUNNING", name="what I like", submitted=later))
+    assert "nothing to cancel" in invoke("cancel", "named").stdout
+    runs.requeue(named, "preempted", "10")
+    assert "is told to stop" in invoke("cancel", "named").stdout
 
 
 def test_cancel_without_slurm_is_one_line(slurm: FakeSlurm, runs: StandingRuns) -> None:

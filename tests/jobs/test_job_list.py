@@ -134,9 +134,8 @@ def test_what_squeue_does_not_list_is_looked_for_where_the_folder_cannot_know(
     slurm: FakeSlurm, runs: StandingRuns
 ) -> None:
     run = runs.make("cnn", job="7", status=Status("running"))
-    slurm.says(
-        "sacct", "7|NODE_FAIL|n1|2026-11-23T17:50:52|2026-11-23T17:50:55|2026-11-23T17:50:52|1:0|None|x"
-    )
+    moment = runs.slurm_time(-7000)
+    slurm.says("sacct", f"7|NODE_FAIL|n1|{moment}|{moment}|{moment}|1:0|None|cnn")
     row = stand(run)
     assert (row.state, row.source) == ("lost", "sacct")
     assert row.note.startswith("SLURM says: a node failed (NODE_FAIL)")
@@ -147,7 +146,7 @@ def test_a_job_that_left_the_queue_before_it_began_is_not_waited_for(
 ) -> None:
     row = stand(runs.make("cnn", job="7_1"))
     assert (row.state, row.is_live) == ("new", False) and "submit it again" in row.note
-    slurm.says("squeue", queue_line("7_1", "CANCELLED"))
+    slurm.says("squeue", queue_line("7_1", "CANCELLED", name="other"))
     assert stand(runs.make("other", job="7_1")).note == "cancelled before it started"
 
 
@@ -167,7 +166,7 @@ def test_a_number_that_was_given_to_another_run_since_belongs_to_that_one(
     runs.make("new", job="7")
     old = runs.make("old", status=Status("stopped", "SIGTERM or SIGINT", 3))
     runs.submit(old, "7", ago=9000)
-    slurm.says("squeue", queue_line("7", "RUNNING"))
+    slurm.says("squeue", queue_line("7", "RUNNING", name="new"))
     assert {row.run: row.state for row in list_jobs(runs.folder).rows} == {
         "new": "starting",
         "old": "stopped",

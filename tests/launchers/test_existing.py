@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.checkpoint.choose import open_store
-from dist_trainer.config.load import Loaded, dump_config, load_config
+from dist_trainer.config.load import Loaded, dump_config, load_config, read_config
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import UsageError
 from dist_trainer.launchers.existing import (
@@ -17,6 +17,7 @@ from dist_trainer.launchers.existing import (
     move_aside,
     rewrite_config,
 )
+from dist_trainer.launchers.prepare import prepare
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.journal import Journal
 
@@ -66,6 +67,18 @@ def test_a_run_in_any_other_state_goes_on(trained: RunFolder, load: Load, state:
 def test_a_finished_run_with_more_epochs_goes_on(trained: RunFolder, load: Load) -> None:
     assert not is_done(trained, load("train.epochs=2"), [])
     assert is_done(trained, load("launch.max_restarts=9"), [])
+
+
+def test_preparing_a_finished_run_with_more_epochs_has_its_next_job_train_it(
+    trained: RunFolder, load: Load
+) -> None:
+    folder = trained.path.parent
+    prepare(load("launch.max_restarts=9"), runs=folder)
+    assert trained.read_status().state == "finished"
+    prepare(load("launch.max_restarts=9", "train.epochs=2"), runs=folder)
+    status = trained.read_status()
+    assert (status.state, status.reason, status.step) == ("stopped", "a longer training was asked for", 4)
+    assert read_config(trained.config_path).train.epochs == 2
 
 
 def test_a_run_that_early_stopping_ended_goes_on_when_that_changes(load: Load, tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ class FakeSlurm:
         """Have squeue know one job."""
         self.say("queue", f"{job}|{state}|n1|N/A|N/A|2031-01-02T03:04:05|Resources|{name}\n")
 
+    def show(self, job: str, script: Path) -> None:
+        """Have scontrol know one job and the script that it was sent with."""
+        text = f"JobId={job} JobName=small\n   JobState=PENDING Reason=None Dependency=(null)\n   Command={script}"
+        (self.folder / "scontrol").write_text(f"#!/bin/bash\ncat <<'END'\n{text}\nEND\n")
+
     @property
     def sent(self) -> str | None:
         """The script that sbatch was given."""

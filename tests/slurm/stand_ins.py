@@ -1,6 +1,7 @@
 """Stand-ins for SLURM's commands: scripts on PATH that print what SLURM 22.05 printed, and note what was asked."""
 
 import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,11 +70,12 @@ class FakeSlurm:
 
 
 def queue_line(job: str, state: str, **fields: str) -> str:
-    """A line of squeue as the package asks for it."""
-    known = {"nodes": "", "begin": "N/A", "end": "N/A", "reason": "None", "name": "mine", **fields}
+    """A line of squeue as the package asks for it, of a job called cnn that came just now."""
+    known = {"nodes": "", "begin": "N/A", "end": "N/A", "reason": "None", "name": "cnn", **fields}
+    known.setdefault("submitted", time.strftime("%Y-%m-%dT%H:%M:%S"))
     return "|".join(
         [
             *(job, state, known["nodes"], known["begin"], known["end"]),
-            *("2026-11-23T17:50:52", known["reason"], known["name"]),
+            *(known["submitted"], known["reason"], known["name"]),
         ]
     )

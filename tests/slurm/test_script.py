@@ -14,6 +14,7 @@ from submitit.slurm import slurm as submitit_slurm
 from dist_trainer.config.load import load_config
 from dist_trainer.config.schema import Config, SlurmConfig
 from dist_trainer.errors import DistTrainerError, UsageError
+from dist_trainer.slurm import script as script_module
 from dist_trainer.slurm.scheduler import SchedulerUnavailable
 from dist_trainer.slurm.script import (
     Code,
@@ -326,6 +327,17 @@ def test_silence_is_no_refusal(
     fake_slurm.refuse(words, when="send")
     with pytest.raises(error):
         send("#!/bin/bash\n", tmp_path / "script", SlurmConfig())
+
+
+def test_an_estimate_that_never_came_is_no_job_that_may_have_been_taken(
+    fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm.refuse("Batch job submission failed: Socket timed out on send/recv operation")
+    with pytest.raises(SchedulerUnavailable, match="no job was sent"):
+        test_only("#!/bin/bash\n", SlurmConfig())
+    monkeypatch.setattr(script_module, "_SEND_S", 0.0)
+    with pytest.raises(SchedulerUnavailable, match="did not answer within 0 s; no job was sent"):
+        test_only("#!/bin/bash\n", SlurmConfig())
 
 
 def test_an_answer_without_an_id_is_not_taken_for_a_job(tmp_path: Path, fake_slurm: FakeSlurm) -> None:

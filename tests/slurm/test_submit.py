@@ -3,6 +3,8 @@
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +18,12 @@ from dist_trainer.config.check import Imported
 from dist_trainer.config.load import load_config
 from dist_trainer.errors import ConfigError, DistTrainerError, UsageError
 from dist_trainer.run_folder import RunFolder, Status
+from dist_trainer.slurm import cluster_options
 from dist_trainer.slurm import submit as module
 from dist_trainer.slurm.script import Unanswered
 from dist_trainer.slurm.submissions import jobs_of
 from dist_trainer.slurm.submit import Wishes, submit
-from dist_trainer.slurm.submit_checks import gpus_of_node, workers_at_least
+from dist_trainer.slurm.submit_checks import gpus_of_node, job_is_over, workers_at_least
 from tests.launchers.processes import Command
 from tests.slurm.fake_slurm import FakeSlurm, config_text, fake_slurm
 
@@ -159,6 +162,63 @@ def test_a_run_that_is_finished_is_not_sent(
     assert len(jobs_of(run_of(project))) == 2
 
 
+def test_a_finished_run_that_is_to_be_longer_says_so_until_its_job_has_trained_it(
+    send: Send, project: Path, fake_slurm: FakeSlurm
+) -> None:
+    send()
+    run, ended = run_of(project), Status("finished", step=4, results={"val/loss": 0.5})
+    fake_slurm.queue("4711", "COMPLETED")
+    run.write_status(ended)
+    fake_slurm.refuse("Requested node configuration is not available", when="send")
+    with pytest.raises(ConfigError):
+        send("train.epochs=2")
+    assert run.read_status() == ended, "what was not sent changes nothing"
+    assert "epochs: 1" in run.config_path.read_text()
+    (fake_slurm.folder / "send-refused").unlink()
+    fake_slurm.say("answer", "4712")
+    assert send("train.epochs=2") == 0
+    status = run.read_status()
+    assert (status.state, status.reason) == ("stopped", "a longer training was asked for")
+    assert (status.step, status.results, status.run_again) == (4, {"val/loss": 0.5}, True)
+    assert status.time < jobs_of(run)[-1].time, "no word of the new job"
+
+
+HOLD = """
+import sys
+from dist_trainer.run_folder import RunFolder
+with RunFolder.open(sys.argv[1]).lock(job="4711"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_job_that_is_over_does_not_keep_a_run_by_processes_on_a_lost_node(
+    fresh: bool, send: Send, project: Path, fake_slurm: FakeSlurm
+) -> None:
+    send()
+    fake_slurm.queue("4711", "NODE_FAIL")
+    command, pipe = [sys.executable, "-c", HOLD, str(run_of(project).path)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as lost:
+        assert lost.stdout
+        assert lost.stdout.readline() == b"held\n"
+        fake_slurm.say("answer", "4712")
+        assert send("train.epochs=2", fresh=fresh) == 0
+        assert lost.poll() is None
+        lost.kill()
+    assert jobs_of(run_of(project))[-1].job == "4712"
+
+
+def test_a_job_is_over_only_by_slurms_word(fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert job_is_over("4711")
+    fake_slurm.queue("4711", "RUNNING")
+    assert not job_is_over("4711")
+    fake_slurm.queue("4711", "NODE_FAIL")
+    assert job_is_over("4711")
+    (fake_slurm.folder / "squeue").write_text("#!/bin/bash\necho connect failure >&2\nexit 1\n")
+    assert not job_is_over("4711")
+
+
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUE_HOLD"])
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_run_that_a_job_has_is_not_sent_again(
@@ -255,6 +315,15 @@ def test_what_is_refused_before_slurm_is_asked(
     assert fake_slurm.sent is None
 
 
+def test_an_sbatch_that_does_not_answer_about_an_option_is_no_error(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("sbatch", "srun"):
+        cluster_options.known_options(command)
+    monkeypatch.setattr(cluster_options, "_HELP_S", 0.0)
+    assert send("slurm.options.hint=nomultithread") == 0
+
+
 def test_an_option_that_help_leaves_out_is_asked_of_sbatch_itself(send: Send) -> None:
     assert send("slurm.options.hint=nomultithread") == 0
 
@@ -348,6 +417,11 @@ def test_an_answer_that_never_came_is_looked_for_in_the_queue(
     assert run_of(project).config_path.exists(), "SLURM may have the job: what it needs stays"
     monkeypatch.setattr(time, "time", lambda: 1925089445.0)  # about when the fake job came in
     fake_slurm.queue("99", "PENDING")
+    fake_slurm.show("99", project / "elsewhere" / "small" / "slurm" / "0002.sbatch")
+    with pytest.raises(Unanswered):
+        send()
+    assert not jobs_of(run_of(project)), "a run in another folder has the same name"
+    fake_slurm.show("99", run_of(project).path / "slurm" / "0003.sbatch")
     assert send() == 0
     assert jobs_of(run_of(project))[-1].job == "99"
 
