@@ -19,8 +19,9 @@ from tests.leaks import Left, look
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A test run under nohup ignores hang-ups, and so would every command that the tests start."""
+    """A test run under nohup, or in a script's background, ignores these; so would every command of a test."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
