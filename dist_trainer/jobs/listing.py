@@ -4,19 +4,22 @@ SLURM is asked once for the queue. What is not in it is looked for by itself onl
 be the truth: it says running, or was to be run again.
 """
 
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.jobs.standing import DONE, Standing, clock, standing
+from dist_trainer.jobs.standing import Standing, clock, standing
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.slurm.reasons import is_held, why_it_waits
 from dist_trainer.slurm.scheduler import NO_SLURM, JobRecord, SchedulerUnavailable, find, my_jobs
 from dist_trainer.slurm.submissions import Submission, is_of, last_job, user_name
 
 _ORDER = ("running", "ending", "starting", "preempted", "requeued", "pending", "held", "lost")
+_RECENT_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Listing:
     """What there is to show. `problem`: why SLURM could not be asked, "" where it could."""
 
     rows: Sequence[Standing]
-    hidden: int  # runs left out because they are done
+    hidden: Mapping[str, int]  # how many of each state are left out: they ended more than a day ago
     others: Sequence[Standing]  # jobs of ours that no run here was given to
     problem: str = ""
 
@@ -33,7 +36,7 @@ class Listing:
         return {
             "runs": [asdict(row) for row in self.rows],
             "other_jobs": [asdict(row) for row in self.others],
-            "hidden": self.hidden,
+            "hidden": dict(self.hidden),
             "problem": self.problem or None,
         }
 
@@ -71,18 +74,19 @@ class Queue:
 
 
 def list_jobs(runs: Path, *, every: bool = False) -> Listing:
-    """How the runs under `runs` stand; done ones only if `every`."""
+    """How the runs under `runs` stand; those that ended more than a day ago only if `every`."""
     queue = Queue()
     mine = queue.mine
     folders = sorted(path.parent for path in runs.glob("*/run.json"))
     found = [(run, last_job(run)) for run in map(RunFolder.open, folders)]
     owners = _newest(found)
     rows = [stand_in_queue(run, queue, owns=owners.get(job.job if job else "") == run) for run, job in found]
-    shown = [row for row in rows if every or row.is_live or row.state not in DONE]
+    shown = [row for row in rows if every or row.is_live or row.changed > time.time() - _RECENT_S]
+    hidden = Counter(row.state for row in rows) - Counter(row.state for row in shown)
     others = [row for job, row in sorted(_without_run(mine).items()) if job not in owners] if every else []
     order = {state: number for number, state in enumerate(_ORDER)}
     shown.sort(key=lambda row: (order.get(row.state, len(order)), row.run))
-    return Listing(shown, len(rows) - len(shown), others, queue.problem)
+    return Listing(shown, dict(hidden.most_common()), others, queue.problem)
 
 
 def stand_in_queue(run: RunFolder, queue: Queue, *, owns: bool = True) -> Standing:

@@ -38,6 +38,14 @@ def logs_of(run: RunFolder, rank: int | None, attempt: int | None) -> list[Path]
     return [path] if path.is_file() else []
 
 
+def rank_logs(run: RunFolder) -> list[Path]:
+    """Those of the newest attempt that have something in them, by rank."""
+    found = run.log_path(newest_attempt(run), 0).parent.glob("rank-*.log")
+    return sorted(
+        (path for path in found if path.stat().st_size), key=lambda path: (len(path.name), path.name)
+    )
+
+
 def newest_attempt(run: RunFolder) -> int:
     """The newest attempt that has logs; 0 before the first."""
     return max(_attempts(run), default=0)
@@ -85,8 +93,9 @@ def _agents(run: RunFolder, attempt: int | None) -> list[Path]:
     if job is None:
         return own
     named = re.compile(rf"{re.escape(job)}(_\d+)?_log[.]out")
-    here = (path for path in (run.path / "slurm").glob("*_log.out") if named.fullmatch(path.name))
-    return sorted(here) + own
+    there = (path for path in (run.path / "slurm").glob("*_log.out") if named.fullmatch(path.name))
+    written = sorted(path for path in there if path.is_file())  # a cell's are links, there before their files
+    return written + own
 
 
 def _ranges(numbers: Iterable[int]) -> str:

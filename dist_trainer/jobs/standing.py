@@ -44,6 +44,7 @@ class Standing:
     remaining_s: float | None = None
     attempts: int = 0
     last_cause: str | None = None  # how the last attempt ended
+    changed: float = 0.0  # when something was last heard of it: that it was submitted, trains, has ended
     source: str = "folder"  # who knew of the job: squeue, scontrol, sacct, or only the run's folder
 
     @property
@@ -101,8 +102,15 @@ def standing(run: RunFolder, record: JobRecord | None, *, answered: bool = True)
         remaining_s=seen.pace.remaining_s if goes_on else None,
         attempts=len([line for line in seen.lines if line["event"] == "start"]),
         last_cause=last_cause(seen.lines),
+        changed=_last_heard(run, seen),
         source=record.source if record else "folder",
     )
+
+
+def _last_heard(run: RunFolder, seen: _Seen) -> float:
+    submitted = seen.submission.time if seen.submission else 0.0
+    told = (seen.status.time, seen.pace.beat_time or 0.0, float(seen.last.get("time", 0.0)))
+    return max(run.info().created, submitted, *told)
 
 
 def last_cause(lines: Sequence[Mapping[str, Any]]) -> str | None:

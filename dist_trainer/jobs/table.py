@@ -36,10 +36,10 @@ def show_jobs(listing: Listing, console: Console, *, where: str) -> None:
     if listing.rows:
         _show_table(listing.rows, console)
     else:
-        done = f"; {listing.hidden} finished, shown with --all" if listing.hidden else ""
-        _say(console, f"no run in {where} that is under way or left to do{done}")
-    if listing.rows and listing.hidden:
-        _say(console, f"{listing.hidden} finished, shown with --all", style="dim")
+        _say(console, f"no run in {where} is under way or has ended within a day")
+    if listing.hidden:
+        counts = ", ".join(f"{count} {state}" for state, count in listing.hidden.items())
+        _say(console, f"{counts} earlier: --all", style="dim")
     if listing.others:
         _say(console, "\njobs of yours that belong to no run here:")
         _show_table(listing.others, console)

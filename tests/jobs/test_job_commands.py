@@ -340,6 +340,17 @@ def test_a_requeued_job_an_arrays_element_and_a_plain_scripts_job_are_the_runs(
     assert "is told to stop" in invoke("cancel", "named").stdout
 
 
+@pytest.mark.parametrize("command", ["jobs", "logs"])
+@pytest.mark.parametrize("name", ["grid", "runs/grid"])
+def test_of_a_sweep_the_command_that_shows_it_is_named(
+    slurm: FakeSlurm, runs: StandingRuns, command: str, name: str
+) -> None:
+    SweepFolder.create("runs/grid", Sweep("grid", ".", {}, [Cell(0, {}, "grid-0000", "")]))
+    done = invoke(command, name)
+    shows = "dist-trainer sweep status grid shows its cells, which are runs such as grid-0000"
+    assert (done.exit_code, done.stderr) == (2, f"{name} is a sweep: {shows}\n")
+
+
 def test_cancel_without_slurm_is_one_line(slurm: FakeSlurm, runs: StandingRuns) -> None:
     slurm.removed()
     runs.make("cnn", job="7", status=Status("running"))

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from dist_trainer.jobs.detail import show_detail
 from dist_trainer.jobs.listing import Queue, list_jobs, stand_in_queue
+from dist_trainer.jobs.log_files import logs_of
 from dist_trainer.jobs.standing import Standing, clock
 from dist_trainer.jobs.table import duration, shorten, show_jobs
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.slurm.reasons import why_it_waits
 from dist_trainer.slurm.scheduler import NO_SLURM
-from dist_trainer.slurm.submissions import jobs_of, jobs_path, last_job
+from dist_trainer.slurm.submissions import Submission, add_job, jobs_of, jobs_path, last_job
 from tests.jobs.standing_runs import StandingRuns
 from tests.slurm.stand_ins import NO_CONTROLLER, FakeSlurm, queue_line
 
@@ -154,10 +155,33 @@ def test_a_run_that_told_its_end_needs_no_one_else(slurm: FakeSlurm, runs: Stand
     runs.make("a", job="7", status=Status("finished", step=5000))
     runs.make("b", job="8", status=Status("failed", "optimizer.lr must be > 0\nmore"))
     assert [(row.run, row.state, row.note) for row in list_jobs(runs.folder).rows] == [
-        ("b", "failed", "optimizer.lr must be > 0")
+        ("a", "finished", ""),
+        ("b", "failed", "optimizer.lr must be > 0"),
     ]
     assert len(slurm.calls("squeue")) == 1 and not slurm.calls("scontrol")
-    assert shown(runs)[-1] == "1 finished, shown with --all"
+
+
+def test_what_ended_more_than_a_day_ago_is_only_counted(slurm: FakeSlurm, runs: StandingRuns) -> None:
+    old = runs.now - 90_000
+    failed, stopped = Status("failed", time=old), Status("stopped", time=old)
+    states = {"a": failed, "b": failed, "c": stopped, "d": Status("finished", time=old)}
+    states |= {"e": Status("failed"), "waits": stopped}
+    for name, status in states.items():
+        run = runs.make(name, status=status)
+        info = json.loads((run.path / "run.json").read_text())
+        (run.path / "run.json").write_text(json.dumps({**info, "created": old}))
+    add_job(run, Submission("7", time=old, script="slurm/0001.sbatch"))
+    slurm.says("squeue", queue_line("7", "PENDING", reason="Priority", name="waits"))
+    assert {row.run for row in list_jobs(runs.folder).rows} == {"e", "waits"}
+    assert shown(runs)[-1] == "2 failed, 1 stopped, 1 finished earlier: --all"
+    assert list_jobs(runs.folder).as_json()["hidden"] == {"failed": 2, "stopped": 1, "finished": 1}
+    assert {row.run for row in list_jobs(runs.folder, every=True).rows} == states.keys()
+    slurm.says("squeue", "")
+    (runs.folder / "e" / "run.json").unlink()
+    assert shown(runs) == [
+        "no run in runs is under way or has ended within a day",
+        "2 failed, 2 stopped, 1 finished earlier: --all",
+    ]
 
 
 def test_a_number_that_was_given_to_another_run_since_belongs_to_that_one(
@@ -243,7 +267,61 @@ def test_the_detail_lists_attempts_and_requeues_with_their_causes(
     assert f"    1  {start}  from step 0 to 812 in 48 min on n1, n2 (job 7)\n       SIGUSR2\n" in text
     assert f"       {requeued}  requeued: the job is preempted, without n2\n" in text
     assert "on n1, n2 (job 7)\n       still running\n" in text
-    assert f"log       {run.log_path(2, 0)}\n" in text
+
+
+def detail(run: RunFolder) -> list[str]:
+    out = io.StringIO()
+    show_detail(run, stand(run), Console(file=out, width=80))
+    return out.getvalue().splitlines()
+
+
+def test_the_detail_says_where_the_output_and_the_code_are(
+    slurm: FakeSlurm, runs: StandingRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs.folder.parent)
+    run = runs.make("cnn", status=Status("running"))
+    add_job(run, Submission("7", nodes=2, code="code/0001"))
+    assert not any("output" in line for line in detail(run)), "there is none yet"
+    assert "  code      code/0001" in detail(run)
+    (run.path / "code").mkdir()
+    (run.path / "code" / "0001.json").write_text(json.dumps({"commit": "abc1234" + "0" * 33, "dirty": True}))
+    runs.start(run, job="7")
+    run.log_path(1, 0).write_text("")
+    for rank in (2, 10):
+        run.log_path(1, rank).write_text("said\n")
+    for node in (0, 1):
+        (run.path / "slurm" / f"7_{node}_log.out").write_text("step 10\n")
+    lines = detail(run)
+    first = lines.index("  output    dist-trainer logs cnn")
+    assert lines[first + 1 : first + 6] == [
+        "  agents    runs/cnn/slurm/7_0_log.out",
+        "            runs/cnn/slurm/7_1_log.out",
+        "  ranks     runs/cnn/logs/attempt-0001/rank-2.log",
+        "            runs/cnn/logs/attempt-0001/rank-10.log",
+        "  code      code/0001, commit abc1234, with changes",
+    ]
+
+
+def test_the_detail_fits_the_terminal_and_has_no_trailing_blanks(
+    slurm: FakeSlurm, runs: StandingRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs.folder.parent)
+    run = runs.make("cnn", job="7", status=Status("failed", "the value of a thing is wrong " * 10))
+    runs.start(run, job="7")
+    nodes = [f"gpu-node-{number:03d}" for number in range(20)]
+    run.record({"event": "start", "attempt": 2, "time": 0.0, "nodes": nodes, "first_step": 1})
+    runs.end(run, "failed " * 30, attempt=2)
+    lines = detail(run)
+    assert len(lines) > 15
+    for line in lines:
+        assert line == line.rstrip()
+        assert len(line) <= 80 or "folder" in line
+
+
+def test_a_link_of_a_cell_to_a_file_that_is_not_there_yet_is_no_log(runs: StandingRuns) -> None:
+    run = runs.make("grid-0001", job="7_1")
+    (run.path / "slurm" / "7_1_0_log.out").symlink_to("../../grid/slurm/7_1_0_log.out")
+    assert logs_of(run, None, None) == []
 
 
 def test_lines_of_jobs_of_a_later_version_or_torn_are_read_as_far_as_they_go(runs: StandingRuns) -> None:
