@@ -95,7 +95,7 @@ class SweepFolder:
         try:
             fields = json.loads(self._sweep_path.read_text())
             return Sweep(**{**fields, "cells": [Cell(**cell) for cell in fields["cells"]]})
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             problem = f"{self._sweep_path} cannot be read ({error}); remove {self.path} and begin again"
             raise UsageError(problem) from error
 

@@ -87,17 +87,14 @@ def cancel(
     as_json: Json = False,
 ) -> None:
     """Stop runs that SLURM trains or is to train; what trains saves first."""
-    from dist_trainer.jobs.cancel import cancel_run, runs_of
-    from dist_trainer.jobs.listing import Queue
+    from dist_trainer.sweeps.cancel import cancel_all, named
 
-    found = [run for name in names for run in runs_of(name, runs)]
-    queue = Queue()
-    answers = [cancel_run(run, queue) for run in found]
+    answers = cancel_all([named(name, runs) for name in names])
     if as_json:
         print_json({"runs": [asdict(answer) for answer in answers]})
-    for answer in answers:
-        if not as_json or answer.exit_code:
-            typer.echo(answer.message, err=bool(answer.exit_code))
+    for message, code in {answer.message: answer.exit_code for answer in answers}.items():
+        if not as_json or code:
+            typer.echo(message, err=bool(code))
     exit_with(max((answer.exit_code for answer in answers), default=0))
 
 

@@ -3,16 +3,14 @@
 import socket
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from dist_trainer.adapters.file_lock import Owner
 from dist_trainer.errors import DistTrainerError, UsageError
 from dist_trainer.jobs.listing import Queue
 from dist_trainer.jobs.standing import owner_of
-from dist_trainer.run_folder import RunFolder, Status, find_run
+from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.slurm.scheduler import NO_SLURM, JobRecord, cancel, find
 from dist_trainer.slurm.submissions import Submission, is_of, jobs_of
-from dist_trainer.sweep_folder import SweepFolder
 from dist_trainer.tracking.mlflow_sync import sync
 
 _GONE_WITHIN_S = 3.0
@@ -29,16 +27,6 @@ class Cancelled:
     exit_code: int = 0
 
 
-def runs_of(name: str, runs: Path) -> list[RunFolder]:
-    """The run of that name or folder; of a sweep every cell that is not finished. UsageError where there is none."""
-    if not (runs / name / "sweep.json").is_file():
-        return [find_run(name, runs)]
-    sweep = SweepFolder.open(runs / name)
-    there = [sweep.folder_of(cell) for cell in sweep.sweep.cells]
-    cells = [RunFolder.open(folder) for folder in there if (folder / "run.json").is_file()]
-    return [cell for cell in cells if cell.read_status().state != "finished"]
-
-
 def cancel_run(run: RunFolder, queue: Queue) -> Cancelled:
     """Cancel the jobs of a run that live. An error is in the answer, so that the other runs have their turn."""
     try:
@@ -48,9 +36,9 @@ def cancel_run(run: RunFolder, queue: Queue) -> Cancelled:
 
 
 def _cancel(run: RunFolder, queue: Queue) -> Cancelled:
-    name, owner = run.path.name, owner_of(run)
-    if owner is not None and owner.job is None:
-        raise UsageError(_local(owner))
+    name = run.path.name
+    if owner := local_owner(run):
+        raise UsageError(owner)
     submissions = {submission.job: submission for submission in jobs_of(run)}
     if not submissions:
         return Cancelled(name, "nothing", f"{name}: nothing to cancel: {_ended(run)}")
@@ -76,7 +64,7 @@ def _cancel_job(run: RunFolder, record: JobRecord) -> Cancelled:
     name, job = run.path.name, record.job
     cancel(job)
     if record.state == "PENDING" and _never_began(job):
-        _note_stopped(run)
+        note_stopped(run)
         again = "dist-trainer submit goes on with it" if run.attempts() else "it had not started"
         told = f"{name}: job {job} is taken out of the queue; {again}{_tell_mlflow(run)}"
         return Cancelled(name, "taken out", told, job)
@@ -95,7 +83,13 @@ def _never_began(job: str) -> bool:
     return False
 
 
-def _note_stopped(run: RunFolder) -> None:
+def local_owner(run: RunFolder) -> str:
+    """Who trains it without SLURM, and how to stop that; "" where nobody does."""
+    owner = owner_of(run)
+    return _local(owner) if owner is not None and owner.job is None else ""
+
+
+def note_stopped(run: RunFolder) -> None:
     """The run's folder tells it too: nobody else is there to write it. How it had ended before is kept."""
     status = run.read_status()
     if status.state in ("new", "running", "stopped"):

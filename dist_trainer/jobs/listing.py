@@ -6,7 +6,7 @@ be the truth: it says running, or was to be run again.
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from dist_trainer.jobs.standing import Standing, clock, standing
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.slurm.array_elements import array_of, find_elements
 from dist_trainer.slurm.reasons import is_held, why_it_waits
 from dist_trainer.slurm.scheduler import NO_SLURM, JobRecord, SchedulerUnavailable, find, my_jobs
 from dist_trainer.slurm.submissions import Submission, is_of, last_job, user_name
@@ -46,6 +47,9 @@ class Queue:
 
     def __init__(self) -> None:
         self.problem = ""
+        self._is_silent = False
+        self._found: dict[str, JobRecord | None] = {}  # those that were looked for elsewhere
+        self._unsure: set[str] = set()  # of these the ones that nobody knew and somebody may know
 
     @cached_property
     def mine(self) -> Mapping[str, JobRecord]:
@@ -53,7 +57,7 @@ class Queue:
         try:
             return my_jobs()
         except SchedulerUnavailable as error:
-            self.problem = str(error)
+            self.problem, self._is_silent = str(error), True
             return {}
 
     def record(self, submission: Submission, *, sure: bool) -> JobRecord | None:
@@ -61,16 +65,36 @@ class Queue:
         known = self.mine.get(submission.job)
         if known is not None or self.problem == NO_SLURM:
             return known
+        if submission.job in self._found:
+            return self._found[submission.job]
         if sure and submission.user == user_name():
             return None
         try:
             record = find(submission.job)
         except SchedulerUnavailable as error:
             self.problem = self.problem or str(error)
+            self._unsure.add(submission.job)
             return None
+        self._found[submission.job] = record
         if record is not None and record.source != "squeue":
             self.problem = ""  # somebody answered
         return record
+
+    def look_up(self, submissions: Iterable[Submission]) -> None:
+        """Look for what is not in the queue: an array's elements together, however many they are."""
+        missing = {entry.job for entry in submissions if entry.job not in self.mine}
+        arrays = {array_of(job) for job in missing} - {""}
+        for array in sorted(arrays) if self.problem != NO_SLURM else ():
+            known, silent = find_elements(array)
+            elements = {job for job in missing if array_of(job) == array}
+            self._found |= {job: known.get(job) for job in elements}
+            if silent and elements - known.keys():
+                self.problem = self.problem or silent
+                self._unsure |= elements - known.keys()
+
+    def is_unsure(self, job: str) -> bool:
+        """Whether nothing is known of a job that was asked for, and somebody did not answer."""
+        return self._found.get(job) is None and (self._is_silent or job in self._unsure)
 
 
 def list_jobs(runs: Path, *, every: bool = False) -> Listing:
@@ -99,7 +123,7 @@ def stand_in_queue(run: RunFolder, queue: Queue, *, owns: bool = True) -> Standi
     record = queue.record(submission, sure=is_told)
     if record is not None and not is_of(record, run, submission):
         return standing(run, None)
-    return standing(run, record, answered=record is not None or not queue.problem)
+    return standing(run, record, answered=record is not None or not queue.is_unsure(submission.job))
 
 
 def _newest(found: Sequence[tuple[RunFolder, Submission | None]]) -> dict[str, RunFolder]:

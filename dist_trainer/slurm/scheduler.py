@@ -92,24 +92,22 @@ def find(job: str) -> JobRecord | None:
 
 def find_by_squeue(job: str) -> JobRecord | None:
     """The job in the queue, ended ones of the last minutes included; None where squeue does not know it."""
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", f"--format={_SQUEUE}"]
-    return _pick(job, _from_squeue(ask(command, none=_UNKNOWN_JOB)))
+    return _pick(job, records_by_squeue(job))
 
 
 def find_by_scontrol(job: str) -> JobRecord | None:
     """The job by the controller: state, restarts and the real end; None where it does not know it."""
-    shown = ask(["scontrol", "show", "job", job], none=_UNKNOWN_JOB)
-    return _pick(job, [_from_scontrol(text) for text in re.split(r"\n\s*\n", shown) if "JobState=" in text])
+    return _pick(job, records_by_scontrol(job))
 
 
 def find_by_sacct(job: str) -> JobRecord | None:
     """The job in the accounts, by its last incarnation; None where they do not know it, or are not kept."""
-    return _pick(job, _from_sacct(job))
+    return _pick(job, records_by_sacct(job))
 
 
 def past_states(job: str) -> list[str]:
     """How the incarnations before the present one ended, oldest first; empty where no accounts are kept."""
-    states = [record.state for record in _from_sacct(job, "--duplicates") if record.job == job]
+    states = [record.state for record in records_by_sacct(job, "--duplicates") if record.job == job]
     return states[:-1]
 
 
@@ -132,9 +130,9 @@ def exclude(job: str, nodes: Sequence[str]) -> None:
     _act("scontrol", "update", f"JobId={job}", f"ExcNodeList={names}")
 
 
-def cancel(job: str) -> None:
-    """Take a job out of the queue, or end it."""
-    _act("scancel", job)
+def cancel(*jobs: str) -> None:
+    """Take jobs out of the queue, or end them. "120_[0-3,7]" are elements, cancelled all at once."""
+    _act("scancel", *jobs)
 
 
 def hostnames(nodelist: str) -> list[str]:
@@ -142,6 +140,18 @@ def hostnames(nodelist: str) -> list[str]:
     if not nodelist:
         return []
     return ask(["scontrol", "show", "hostnames", nodelist]).split()
+
+
+def records_by_squeue(job: str) -> list[JobRecord]:
+    """The job, or every element of the array; the same below."""
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", f"--format={_SQUEUE}"]
+    return _from_squeue(ask(command, none=_UNKNOWN_JOB))
+
+
+def records_by_scontrol(job: str) -> list[JobRecord]:
+    """By the controller."""
+    shown = ask(["scontrol", "show", "job", job], none=_UNKNOWN_JOB)
+    return [_from_scontrol(text) for text in re.split(r"\n\s*\n", shown) if "JobState=" in text]
 
 
 def _from_squeue(shown: str) -> list[JobRecord]:
@@ -192,7 +202,8 @@ def _from_scontrol(text: str) -> JobRecord:
     )
 
 
-def _from_sacct(job: str, *options: str) -> list[JobRecord]:
+def records_by_sacct(job: str, *options: str) -> list[JobRecord]:
+    """By the accounts."""
     command = ["sacct", "--noheader", "--parsable2", "--allocations", *options]
     shown = ask([*command, f"--jobs={job}", f"--format={_SACCT}"], none=_NO_ACCOUNTING)
     records = []

@@ -63,6 +63,14 @@ def jobs_of(run: RunFolder) -> list[Submission]:
     return [Submission(**{key: line[key] for key in known & line.keys()}) for line in lines]
 
 
+def next_script(folder: Path) -> Path:
+    """Where the next batch script of a run or a sweep in this folder goes; makes the folder it is in."""
+    scripts = folder / "slurm"
+    scripts.mkdir(mode=0o700, exist_ok=True)
+    numbers = [int(path.stem) for path in scripts.glob("*.sbatch") if path.stem.isdigit()]
+    return scripts / f"{max(numbers, default=0) + 1:04d}.sbatch"
+
+
 def last_job(run: RunFolder) -> Submission | None:
     """The newest submission; None for a run that was never submitted."""
     submissions = jobs_of(run)

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from dist_trainer.config.check import Imported, import_in_child
 from dist_trainer.config.load import Loaded, dump_config, load_config, read_config
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import ConfigError, UsageError
-from dist_trainer.run_folder import RunFolder
 from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder, cell_name, check_name, shown_values
 from dist_trainer.sweeps.grid import (
     Values,
@@ -33,15 +33,6 @@ class Planned:
     sweep: Sweep
     first: Loaded  # the first cell's configuration
     modules: Sequence[tuple[str, Path]]  # name and file of the user's own that the cells import
-
-
-def cell_run(sweep_folder: str | Path, index: int) -> RunFolder:
-    """The run of a cell, for the element of an array job that has its number. Imports no torch.
-
-    Raises UsageError where there is no such sweep, or no such cell in it.
-    """
-    sweep = SweepFolder.open(sweep_folder)
-    return sweep.run_of(sweep.cell(index))
 
 
 def cell_config(folder: SweepFolder, cell: Cell) -> Config:
@@ -97,12 +88,21 @@ def import_cells(configs: Sequence[Config], folder: Path | None = None) -> tuple
 
 def freeze(sweep: Sweep, runs: str | Path) -> SweepFolder:
     """Write the sweep down and make the run folder of every cell. UsageError where one is there already."""
-    path = Path(runs, sweep.name).absolute()
+    with frozen(sweep, runs) as folder:
+        return folder
+
+
+@contextmanager
+def frozen(sweep: Sweep, runs: str | Path) -> Iterator[SweepFolder]:
+    """The same, and nobody else gives its cells to SLURM while the context lasts."""
     refuse_existing(sweep, runs)
-    folder = SweepFolder.create(path, sweep)
-    for cell in sweep.cells:
-        folder.run_of(cell)
-    return folder
+    path = Path(runs, sweep.name).absolute()
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with SweepFolder(path).lock():  # before sweep.json is there: from then on it can be resumed
+        folder = SweepFolder.create(path, sweep)
+        for cell in sweep.cells:
+            folder.run_of(cell)
+        yield folder
 
 
 def unmake(folder: SweepFolder) -> None:

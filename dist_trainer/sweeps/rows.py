@@ -1,18 +1,15 @@
 """How each cell of a sweep stands: its state, how far it is, and its value of the metric that counts."""
 
 import math
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dist_trainer.config.load import read_config
 from dist_trainer.config.schema import BestConfig
-from dist_trainer.jobs.standing import Standing, standing
+from dist_trainer.jobs.listing import Queue, stand_in_queue
+from dist_trainer.jobs.standing import Standing
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.slurm import scheduler
-from dist_trainer.slurm.scheduler import JobRecord, SchedulerUnavailable
-from dist_trainer.slurm.submissions import last_job
+from dist_trainer.slurm.submissions import Submission, last_job
 from dist_trainer.sweep_folder import Cell, SweepFolder
 from dist_trainer.tracking.journal import metric_history
 
@@ -25,6 +22,7 @@ class Row:
     run: RunFolder
     standing: Standing
     value: float | None = None
+    unknown: str = ""  # why nobody knows whether SLURM still has its job; "" where that is known
 
     @property
     def is_finished(self) -> bool:
@@ -34,7 +32,7 @@ class Row:
     @property
     def is_missing(self) -> bool:
         """Whether it has to be run again, and nobody is about to."""
-        return not self.is_finished and not self.standing.is_live
+        return not (self.is_finished or self.standing.is_live or self.unknown)
 
     def as_json(self) -> dict[str, Any]:
         """What a script is told."""
@@ -59,9 +57,10 @@ def wanted_metric(folder: SweepFolder) -> BestConfig:
 
 def rows(folder: SweepFolder, metric: BestConfig) -> list[Row]:
     """Every cell, in the order of the grid."""
-    runs = {cell.index: folder.run_of(cell) for cell in folder.sweep.cells}
-    records = _records(list(runs.values()))
-    return [_row(cell, runs[cell.index], metric, records) for cell in folder.sweep.cells]
+    runs = [folder.run_of(cell) for cell in folder.sweep.cells]
+    queue = Queue()
+    queue.look_up(job for run in runs if (job := _open_job(run)))
+    return [_row(cell, run, metric, queue) for cell, run in zip(folder.sweep.cells, runs, strict=True)]
 
 
 def measured(run: RunFolder, metric: BestConfig) -> float | None:
@@ -80,18 +79,18 @@ def keeps_best(run: RunFolder, metric: BestConfig) -> bool:
     return read_config(run.config_path).checkpoint.keep_best == metric
 
 
-def _row(cell: Cell, run: RunFolder, metric: BestConfig, records: dict[str, JobRecord]) -> Row:
-    submission = last_job(run)
-    record = records.get(submission.job) if submission else None
-    return Row(cell, run, standing(run, record), measured(run, metric))
+def _row(cell: Cell, run: RunFolder, metric: BestConfig, queue: Queue) -> Row:
+    found, job, unknown = stand_in_queue(run, queue), _open_job(run), ""
+    if job is not None and queue.is_unsure(job.job):
+        unknown = queue.problem
+        found = found if found.is_live else replace(found, state="unknown", note="")
+    return Row(cell, run, found, measured(run, metric), unknown)
 
 
-def _records(runs: Sequence[RunFolder]) -> dict[str, JobRecord]:
-    """What SLURM says of the runs' last jobs; nothing where it does not answer."""
-    jobs = [submission.job for run in runs if (submission := last_job(run))]
-    if not jobs:
-        return {}
-    with suppress(SchedulerUnavailable):
-        queue = scheduler.my_jobs()
-        return {job: record for job in jobs if (record := queue.get(job) or scheduler.find(job))}
-    return {}
+def _open_job(run: RunFolder) -> Submission | None:
+    """The run's last job, unless the run has said how it ended since it was submitted."""
+    job, status = last_job(run), run.read_status()
+    has_ended = status.state not in ("new", "running") and not status.run_again
+    if job is None or status.state == "finished" or (has_ended and status.time > job.time):
+        return None
+    return job

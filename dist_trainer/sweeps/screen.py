@@ -103,6 +103,8 @@ def print_rows(sweep: Sweep, rows: Sequence[Row], metric: BestConfig, console: C
     for row in rows:
         if row.standing.note and row.standing.state in (*_TRY_AGAIN, "held"):
             console.print(f"cell {row.cell.index}: {row.standing.note}", markup=False, soft_wrap=True)
+    for problem in dict.fromkeys(row.unknown for row in rows if row.unknown):
+        console.print(f"not known how cells stand that SLURM had: {problem}", markup=False, soft_wrap=True)
     console.print(counted(rows), markup=False, soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ Script, log and code are in the sweep's folder; each cell's run folder links to 
 """
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from dist_trainer.slurm import script as slurm
 from dist_trainer.slurm.cluster_options import option_problems, setup_problems
 from dist_trainer.slurm.code_files import find_code
 from dist_trainer.slurm.code_snapshot import Snapshot, plan_snapshot, remove_snapshot, write_snapshot
+from dist_trainer.slurm.scheduler import SchedulerUnavailable
 from dist_trainer.slurm.submission_words import warn
-from dist_trainer.slurm.submissions import Submission, add_job
+from dist_trainer.slurm.submissions import next_script
 from dist_trainer.slurm.submit_checks import (
     batch_problems,
     check_store,
@@ -29,7 +31,9 @@ from dist_trainer.slurm.submit_checks import (
     tracking_warning,
 )
 from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder
+from dist_trainer.sweeps import sending
 from dist_trainer.sweeps.plan import cell_config, import_cells
+from dist_trainer.sweeps.sending import Sending
 
 Modules = Sequence[tuple[str, Path]]
 
@@ -106,45 +110,44 @@ def first_of(folder: SweepFolder, cells: Sequence[Cell]) -> Loaded:
     return load_config([folder.run_of(cells[0]).config_path])
 
 
-def send(folder: SweepFolder, job: ArrayJob, *, as_json: bool) -> int:
-    """Give the job to SLURM, and note its elements in the cells' run folders; the command's exit code.
+def hand_over(folder: SweepFolder, job: ArrayJob) -> tuple[str, Sending]:
+    """Give the job to SLURM; its number, and what is to be noted of it.
 
-    Every error but slurm.Unanswered says that SLURM does not have it.
+    slurm.Unanswered: nobody knows whether SLURM has it, and `sending.settle` looks again. Every other
+    DistTrainerError says that SLURM does not have it.
     """
-    (folder.path / "slurm").mkdir(mode=0o700, exist_ok=True)
     check_store(folder.run_of(job.cells[0]), job.first)
+    path = next_script(folder.path)
     if job.snapshot is not None:
         write_snapshot(job.snapshot)
-    path = _next_script(folder.path)
+    code = job.snapshot.name if job.snapshot else None
+    numbers, nodes = [cell.index for cell in job.cells], job.first.config.slurm.nodes
+    sent = Sending(numbers, time.time(), nodes, code, f"slurm/{path.name}")
+    sending.begin(folder, sent)
+    return _send(folder, job, path, sent), sent
+
+
+def _send(folder: SweepFolder, job: ArrayJob, path: Path, sent: Sending) -> str:
     try:
-        number = slurm.send(job.script, path, job.first.config.slurm)
-    except slurm.Refused as error:
+        return slurm.send(job.script, path, job.first.config.slurm)
+    except (slurm.Refused, SchedulerUnavailable) as error:
+        sending.drop(folder)
         if job.snapshot is not None:
             remove_snapshot(job.snapshot)
+        if isinstance(error, SchedulerUnavailable):
+            raise
         raise refusal(job.first, str(error)) from error
-    for cell in job.cells:
-        _note(folder, cell, number, job, path)
-    _say(folder, job, number, as_json=as_json)
-    return FINISHED
+    except (slurm.Unanswered, KeyboardInterrupt):
+        with suppress(SchedulerUnavailable):
+            if number := sending.find(folder, sent):
+                return number
+        raise
 
 
-def _next_script(folder: Path) -> Path:
-    numbers = [int(path.stem) for path in (folder / "slurm").glob("*.sbatch") if path.stem.isdigit()]
-    return folder / "slurm" / f"{max(numbers, default=0) + 1:04d}.sbatch"
-
-
-def _note(folder: SweepFolder, cell: Cell, number: str, job: ArrayJob, script: Path) -> None:
-    run, element, nodes = folder.run_of(cell), f"{number}_{cell.index}", job.first.config.slurm.nodes
-    up = f"../{folder.path.name}"
-    code = f"{up}/{job.snapshot.name}" if job.snapshot else None
-    add_job(run, Submission(element, nodes=nodes, code=code, script=f"{up}/slurm/{script.name}"))
-    for node in range(nodes):
-        name = f"{element}_{node}_log.out"
-        with suppress(FileExistsError):
-            (run.path / "slurm" / name).symlink_to(f"../{up}/slurm/{name}")
-
-
-def _say(folder: SweepFolder, job: ArrayJob, number: str, *, as_json: bool) -> None:
+def note_sent(folder: SweepFolder, job: ArrayJob, sent: tuple[str, Sending], *, as_json: bool) -> int:
+    """Note the job's elements in the cells' run folders, and tell what to do next; the command's exit code."""
+    number = sent[0]
+    sending.note(folder, sent[1], number)
     name, where = folder.path.name, in_folder(folder.path.parent)
     if as_json:
         content = {
@@ -159,7 +162,7 @@ def _say(folder: SweepFolder, job: ArrayJob, number: str, *, as_json: bool) -> N
             ],
         }
         print(json.dumps(content, indent=2, default=str))
-        return
+        return FINISHED
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{name}: {len(job.cells)} cells submitted as job {number}", markup=False)
     if job.snapshot is not None:
@@ -167,3 +170,4 @@ def _say(folder: SweepFolder, job: ArrayJob, number: str, *, as_json: bool) -> N
     console.print(f"  its cells   dist-trainer sweep status {name}{where}", markup=False)
     console.print(f"  one's words dist-trainer logs {job.cells[0].run} -f{where}", markup=False)
     console.print(f"  stop all    dist-trainer cancel {name}{where}", markup=False)
+    return FINISHED

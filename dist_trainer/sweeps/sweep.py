@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from dist_trainer.launchers.results import in_folder
 from dist_trainer.slurm import scheduler
 from dist_trainer.sweep_folder import Cell, Sweep, SweepFolder
 from dist_trainer.sweeps.local import LocalSweep
-from dist_trainer.sweeps.plan import Planned, freeze, refuse_existing, unmake
+from dist_trainer.sweeps.plan import Planned, frozen, refuse_existing, unmake
 from dist_trainer.sweeps.rows import Row, rows, wanted_metric
 from dist_trainer.sweeps.screen import SweepScreen, print_cells, print_rows
 
@@ -81,29 +81,36 @@ def begin(planned: Planned, way: Way) -> int:
         )
     if way.dry_run:
         return _preview(sweep, cells, way, job)
-    folder = freeze(sweep, way.runs)
-    if job is not None:
-        return _send_or_unmake(folder, job, way)
+    with frozen(sweep, way.runs) as folder:
+        if job is not None:
+            return _send_or_unmake(folder, job, way)
     way.console.print(f"sweep {sweep.name}: {len(sweep.cells)} cells in {folder.path}", soft_wrap=True)
     return _run_here(folder, cells, way)
 
 
 def _send_or_unmake(folder: SweepFolder, job: "ArrayJob", way: Way) -> int:
     from dist_trainer.slurm.script import Unanswered
-    from dist_trainer.sweeps.submit import send
+    from dist_trainer.sweeps.submit import hand_over, note_sent
 
     try:
-        return send(folder, job, as_json=way.as_json)
+        sent = hand_over(folder, job)
     except Unanswered:
         raise
-    except DistTrainerError:
+    except DistTrainerError:  # SLURM does not have it
         unmake(folder)
         raise
+    return note_sent(folder, job, sent, as_json=way.as_json)
 
 
 def resume(folder: SweepFolder, way: Way) -> int:
     """Run the cells that are not finished and that nobody is about to run; the command's exit code."""
-    with nullcontext() if way.local else folder.lock():
+    from dist_trainer.sweeps.sending import settle
+
+    with ExitStack() as stack:
+        stack.enter_context(folder.lock())
+        settle(folder)
+        if way.local:
+            stack.close()  # a cell's own lock is enough where it runs here
         return _resume(folder, way)
 
 
@@ -111,6 +118,7 @@ def _resume(folder: SweepFolder, way: Way) -> int:
     sweep, console = folder.sweep, way.console
     metric = wanted_metric(folder)
     found = rows(folder, metric)
+    _refuse_unknown(found, way, sweep.name)
     missing = [row.cell for row in found if row.is_missing]
     live = [row for row in found if row.standing.is_live]
     cells = _chosen(missing, way, sweep.name)
@@ -124,12 +132,25 @@ def _resume(folder: SweepFolder, way: Way) -> int:
         return FINISHED
     if way.local:
         return _preview(sweep, cells, way, None) if way.dry_run else _run_here(folder, cells, way)
-    from dist_trainer.sweeps.submit import first_of, modules_of, prepare, send
+    from dist_trainer.sweeps.submit import first_of, hand_over, modules_of, note_sent, prepare
 
     modules, parallel = modules_of(folder, cells), way.parallel
     first = first_of(folder, cells)
     job = prepare(sweep, folder.path, cells, first, modules=modules, parallel=parallel, snapshot=way.snapshot)
-    return _preview(sweep, cells, way, job) if way.dry_run else send(folder, job, as_json=way.as_json)
+    if way.dry_run:
+        return _preview(sweep, cells, way, job)
+    return note_sent(folder, job, hand_over(folder, job), as_json=way.as_json)
+
+
+def _refuse_unknown(found: Sequence[Row], way: Way, name: str) -> None:
+    """A cell that may wait or run is not given out once more."""
+    unknown = [row for row in found if row.unknown and way.only in (None, row.cell.index)]
+    if unknown:
+        cells = ", ".join(str(row.cell.index) for row in unknown[:10]) + (", ..." if unknown[10:] else "")
+        raise scheduler.SchedulerUnavailable(
+            f"sweep {name}: SLURM may still have cells {cells}, and does not say: {unknown[0].unknown}; "
+            "resume when it answers"
+        )
 
 
 def status(folder: SweepFolder, *, as_json: bool) -> int:
@@ -188,7 +209,7 @@ def _preview(sweep: Sweep, cells: Sequence[Cell], way: Way, job: "ArrayJob | Non
 def _next(folder: SweepFolder, found: Sequence[Row]) -> str:
     """What to do next, in words and as a command."""
     what, verb = "how it stands", "status"
-    if any(row.is_missing for row in found):
+    if any(row.is_missing for row in found) and not any(row.unknown for row in found):
         what, verb = "to run what is missing", "resume"
     elif all(row.is_finished for row in found):
         what, verb = "the best of them", "best"
@@ -213,4 +234,6 @@ def _state(found: Sequence[Row]) -> str:
         return "running"
     if all(row.is_finished for row in found):
         return "finished"
+    if any(row.unknown for row in found):
+        return "unknown"
     return "failed" if any(row.standing.state in ("failed", "do-not-requeue") for row in found) else "stopped"

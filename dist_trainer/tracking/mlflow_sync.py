@@ -76,17 +76,19 @@ def start(
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def sync(run: RunFolder) -> SyncReport:
-    """Carry what MLflow has not yet, in a process of its own. UsageError where the run is not tracked there."""
+def sync(run: RunFolder, *more: RunFolder) -> SyncReport:
+    """Carry what MLflow has not yet, of runs of one store in one process. UsageError where none tracks the run."""
     if RunSettings.read(run).uri is None:
         raise UsageError(f"tracking.uri is null in {run.config_path}: there is no MLflow to carry it to")
     if importlib.util.find_spec("mlflow") is None:
         raise UsageError("mlflow is not installed; pip install mlflow")
-    done = subprocess.run(_command(str(run.path), "--once"), capture_output=True, text=True, check=False)
+    paths = [str(each.path) for each in (run, *more)]
+    done = subprocess.run(_command("--once", *paths), capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         raise DistTrainerError(f"the MLflow process failed: {redact(done.stderr.strip()[-2000:])}")
-    return SyncReport(**json.loads(lines[-1]))
+    reports = [SyncReport(**json.loads(line)) for line in lines[-len(paths) :]]
+    return next((report for report in reports if report.problem), reports[-1])
 
 
 def page_command(run: RunFolder) -> str:
@@ -268,21 +270,21 @@ def _connect(run: RunFolder, timeout_s: float) -> MlflowRun:
 def main() -> int:
     """The process itself."""
     parser = argparse.ArgumentParser(prog="mlflow_sync", description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=RunFolder.open, nargs="+")
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--stale-s", type=float)
     parser.add_argument("--sample-every-s", type=float, default=10.0)
     arguments = parser.parse_args()
-    run = RunFolder.open(arguments.run)
-    database = RunSettings.read(run).database
+    database = RunSettings.read(run := arguments.runs[0]).database
     # mlflow names folders beside a new database after the current one
     os.chdir(database.parent if database and database.parent.is_dir() else run.info().working_folder)
     warnings.simplefilter("ignore")  # mlflow's imports; nobody can act on them
     if arguments.once:
-        problem, sent = carry_once(run, connect=_connect)
-        left = count_left(run, SyncState.load(run))
-        print(json.dumps(asdict(SyncReport(sent, left, page_command(run), problem))))
+        for run in arguments.runs:
+            problem, sent = carry_once(run, connect=_connect)
+            left = count_left(run, SyncState.load(run))
+            print(json.dumps(asdict(SyncReport(sent, left, page_command(run), problem))), flush=True)
         return 0
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)

@@ -9,7 +9,7 @@ from dist_trainer.config.load import read_config
 from dist_trainer.errors import ConfigError, UsageError
 from dist_trainer.sweep_folder import MAX_CELLS, SweepFolder, find_sweep
 from dist_trainer.sweeps.grid import combinations, drawn, parse_grid
-from dist_trainer.sweeps.plan import cell_run, freeze, plan
+from dist_trainer.sweeps.plan import freeze, plan
 
 CONFIG = """
 name: small
@@ -147,7 +147,7 @@ def test_a_sweep_is_frozen_once_and_every_cell_is_a_run(config: str, tmp_path: P
     assert folder.path == tmp_path / "runs" / "three"
     (tmp_path / config).write_text("changed: later")
     for index in range(3):
-        run = cell_run(folder.path, index)
+        run = folder.run_of(folder.cell(index))
         assert run.path.name == f"three-{index:04d}"
         settings = read_config(run.config_path)
         assert (settings.name, settings.seed, settings.train.epochs) == (run.path.name, index, 3)
@@ -155,13 +155,13 @@ def test_a_sweep_is_frozen_once_and_every_cell_is_a_run(config: str, tmp_path: P
     assert find_sweep("three", "runs").sweep == folder.sweep
     assert folder.sweep.grid == {"seed": "0:3"}
     with pytest.raises(UsageError, match="sweep three has no cell 3; its cells are 0 to 2"):
-        cell_run(folder.path, 3)
+        folder.cell(3)
 
 
 def test_a_cell_whose_folder_was_not_made_is_made(config: str) -> None:
     folder = SweepFolder.create("runs/half", plan([config], [], ["seed=0:2"], name="half").sweep)
     assert not folder.folder_of(folder.cell(1)).exists()
-    assert cell_run(folder.path, 1).status.state == "new"
+    assert folder.run_of(folder.cell(1)).status.state == "new"
 
 
 def test_a_sweep_that_is_there_is_refused_with_what_to_do(config: str, tmp_path: Path) -> None:
