@@ -16,8 +16,14 @@ def open_store(
     run: RunFolder, config: CheckpointConfig, *, fence: int = 0, report: Callable[[str], None] = print
 ) -> CheckpointStore:
     """The run's checkpoints: in its folder, or under its id in the configured store. Fence 0 is for readers."""
+    info = run.info()
+
+    def highest_fence() -> int:
+        # another run may have taken the folder's place (--fresh) while a lost node still trains this one
+        return run.highest_fence() if run.info().run_id == info.run_id else fence + 1
+
     storage = Storage(run.checkpoint_url(config.folder))
-    return CheckpointStore(storage, fence=fence, highest_fence=run.highest_fence, report=report)
+    return CheckpointStore(storage, fence=fence, highest_fence=highest_fence, report=report)
 
 
 def choose(checkpoints: Sequence[Checkpoint], wanted: str, config: CheckpointConfig) -> Checkpoint:

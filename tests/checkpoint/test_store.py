@@ -12,12 +12,14 @@ from object_store import faulty_proxy
 
 from dist_trainer.adapters.local_folder import LocalFolder
 from dist_trainer.adapters.storage import Storage
+from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.checkpoint.inspection import inspect
 from dist_trainer.checkpoint.manifest import Checkpoint, parse_name
 from dist_trainer.checkpoint.retention import best, kept
 from dist_trainer.checkpoint.store import CheckpointStore
 from dist_trainer.config.schema import BestConfig, CheckpointConfig
 from dist_trainer.errors import CorruptCheckpoint, FencedOut, NoUsableCheckpoint, StorageError, UsageError
+from dist_trainer.run_folder import RunFolder
 
 KEEP_ONE = CheckpointConfig(keep_last=1)
 
@@ -423,3 +425,16 @@ def test_a_summary_names_every_tensor(run: Run) -> None:
         ("training.safetensors", "training.ema.weight", "BF16", (4,), 8),
     ]
     assert summary.size_bytes == sum(summary.files.values())
+
+
+def test_a_run_that_took_the_folders_place_shuts_out_the_one_before(tmp_path: Path) -> None:
+    first = RunFolder.create(tmp_path / "run", "", working_folder=tmp_path)
+    for _ in range(5):
+        fence = first.new_fence({})
+    store = open_store(first, KEEP_ONE, fence=fence)
+    store.commit(1, content(1), {})
+    first.path.rename(tmp_path / "run-old-1")
+    again = RunFolder.create(tmp_path / "run", "", working_folder=tmp_path)
+    with pytest.raises(FencedOut):
+        store.commit(2, content(2), {})
+    assert open_store(again, KEEP_ONE).list() == []
