@@ -37,7 +37,7 @@ from dist_trainer.slurm.submission_words import (
     show_script,
     warn,
 )
-from dist_trainer.slurm.submissions import CLOCKS_DIFFER_S, Submission, add_job
+from dist_trainer.slurm.submissions import CLOCKS_DIFFER_S, Submission, add_job, next_script
 from dist_trainer.slurm.submit_checks import (
     batch_problems,
     check_store,
@@ -173,7 +173,7 @@ def _carry_out(plan: Plan, loaded: Loaded, run: RunFolder | None, folder: Path, 
             undo.callback(remove_snapshot, plan.snapshot)
             write_snapshot(plan.snapshot)
         check_store(run, loaded)
-        script = _next_script(run)
+        script = next_script(run.path)
         sent_at = time.time()
         job = _send(plan.script, script, loaded, sent_at, undo)
         code = plan.snapshot.name if plan.snapshot else None
@@ -204,13 +204,6 @@ def _change(run: RunFolder, config: Config, undo: ExitStack) -> RunFolder:
             undo.callback(kept.unlink)
             undo.callback(replace_file, run.config_path, before)
     return run
-
-
-def _next_script(run: RunFolder) -> Path:
-    folder = run.path / "slurm"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    numbers = [int(path.stem) for path in folder.glob("*.sbatch") if path.stem.isdigit()]
-    return folder / f"{max(numbers, default=0) + 1:04d}.sbatch"
 
 
 def _send(text: str, path: Path, loaded: Loaded, since: float, undo: ExitStack) -> str:
