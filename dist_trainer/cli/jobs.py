@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dist_trainer.cli.words import RUNS, SETTINGS, Json, Run, Runs, exit_with, find, print_json
+from dist_trainer.errors import UsageError
 
 if TYPE_CHECKING:
     from dist_trainer.run_folder import RunFolder
@@ -89,18 +90,25 @@ def cancel(
     """Stop runs that SLURM trains or is to train; what trains saves first."""
     from dist_trainer.sweeps.cancel import cancel_all, named
 
-    answers = cancel_all([named(name, runs) for name in names])
+    targets, unknown = [], []
+    for name in names:
+        try:
+            targets.append(named(name, runs))
+        except UsageError as error:  # the others are cancelled all the same
+            unknown.append(str(error))
+    answers = cancel_all(targets)
     if as_json:
         print_json({"runs": [asdict(answer) for answer in answers]})
     for message, code in {answer.message: answer.exit_code for answer in answers}.items():
         if not as_json or code:
             typer.echo(message, err=bool(code))
-    exit_with(max((answer.exit_code for answer in answers), default=0))
+    for message in unknown:
+        typer.echo(message, err=True)
+    exit_with(UsageError.exit_code if unknown else max((answer.exit_code for answer in answers), default=0))
 
 
 def _find(name: str, runs: Path) -> "RunFolder":
     """The run; of a sweep, which is none, UsageError says which command shows it."""
-    from dist_trainer.errors import UsageError
     from dist_trainer.launchers.results import in_folder
     from dist_trainer.sweep_folder import cell_name, find_sweep
 

@@ -85,9 +85,19 @@ def say_finished(run: RunFolder, why: str, *, as_json: bool) -> int:
     return FINISHED
 
 
-def say_ended(run: RunFolder, code: int) -> None:
-    """The run's end, for a script that waited."""
-    _print_json(run, run.read_status().state, exit_code=code)
+def say_ended(run: RunFolder, code: int, *, as_json: bool) -> None:
+    """The run's end, for who waited: the results, or where the reason is."""
+    status = run.read_status()
+    if as_json:
+        _print_json(run, status.state, exit_code=code)
+        return
+    where = f" at step {status.step}" if status.step is not None else ""
+    print(f"{run.path.name}: {status.state}{where}", file=sys.stderr)
+    for name, value in sorted(status.results.items()):
+        print(f"  {name:<15} {value:.4g}", file=sys.stderr)
+    if status.state != "finished":
+        name = f"{run.path.name}{in_folder(run.path.parent)}"
+        print(f"  its output      dist-trainer logs {name}", file=sys.stderr)
 
 
 def show_script(folder: Path, text: str, *, as_json: bool, is_checked: bool) -> int:

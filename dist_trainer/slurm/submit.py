@@ -1,7 +1,6 @@
 """The `submit` command below the command line: check everything, then give a run to SLURM, or leave all as it was."""
 
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -270,8 +269,5 @@ def _wait(run: RunFolder, wishes: Wishes) -> int:
     from dist_trainer.slurm.wait import wait_for_end
 
     code = wait_for_end(run)
-    if wishes.as_json:
-        say_ended(run, code)
-    else:
-        print(f"{run.path.name}: {run.read_status().state}", file=sys.stderr)
+    say_ended(run, code, as_json=wishes.as_json)
     return code

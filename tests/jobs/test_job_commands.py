@@ -274,6 +274,16 @@ def test_the_cells_of_a_sweep_are_cancelled_but_for_those_that_are_finished(
     assert [answer["run"] for answer in json.loads(done.stdout)["runs"]] == ["grid-0001"]
 
 
+def test_a_name_that_is_not_there_keeps_no_other_from_being_cancelled(
+    slurm: FakeSlurm, runs: StandingRuns
+) -> None:
+    runs.make("cnn", job="7", status=Status("running"))
+    slurm.says("squeue", queue_line("7", "RUNNING", nodes="n1"))
+    done = invoke("cancel", "nope", "cnn")
+    assert done.exit_code == 2
+    assert "job 7 is told to stop" in done.stdout and "no run 'nope'" in done.stderr
+
+
 def test_each_run_has_its_own_answer_and_the_worst_is_the_exit_code(
     slurm: FakeSlurm, runs: StandingRuns
 ) -> None:
