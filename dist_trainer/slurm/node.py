@@ -258,7 +258,7 @@ def after_srun(run: RunFolder, job: SlurmJob, code: int) -> int:
     if meeting is not None and meeting.exit_code is not None:
         return meeting.exit_code
     record = ask(job)
-    if record is not None and record.state != "RUNNING":  # cancelled, or requeued already
+    if record is not None and record.state != "RUNNING":  # cancelled, or in the queue again
         return code
     died = f"the agent of the first node died before it could say why (srun's exit code {code})"
     refused = give_back(run, job, Decision(True, "lost", died), lambda text: print(text, flush=True))

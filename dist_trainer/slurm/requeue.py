@@ -98,8 +98,13 @@ def _has_been_requeued(record: JobRecord, job: SlurmJob) -> bool:
 def give_back(run: RunFolder, job: SlurmJob, decision: Decision, say: Callable[[str], None]) -> int | None:
     """Put the job back into the queue; 93 where it failed too often without progress, None where it is done.
 
-    Nothing of the job outlives this for long, so all that is to be written is written before.
+    Nothing of the job outlives this for long, so all that is to be written is written before. What still runs
+    on a node that SLURM has lost leaves the job alone: it may train elsewhere by now.
     """
+    record = ask(job)
+    if record is not None and _has_been_requeued(record, job):
+        say("SLURM has put the job back into the queue")
+        return None
     step = last_saved_step(run.journal_path(0))
     if decision.cause not in _AS_OFTEN_AS_IT_TAKES and stands_still(run.attempts(), step, job.job):
         reason = (

@@ -192,6 +192,7 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
     monkeypatch.setattr(scheduler, "requeue", asked.requeue)
     monkeypatch.setattr(scheduler, "exclude", asked.exclude)
     monkeypatch.setattr(requeue, "nodes_to_choose_from", asked.nodes_to_choose_from)
+    monkeypatch.setattr(requeue, "ask", lambda job: JobRecord("7", "RUNNING", restarts=JOB.restart))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     return asked
 
@@ -231,16 +232,28 @@ def test_a_bad_node_is_kept_where_too_few_others_are_left(run: RunFolder, contro
     assert "too few nodes would be left" in said[0]
 
 
+def test_what_lives_on_a_lost_node_leaves_the_job_alone_that_trains_elsewhere(
+    run: RunFolder, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requeue, "ask", lambda job: JobRecord("7", "RUNNING", restarts=JOB.restart + 1))
+    said: list[str] = []
+    assert give_back(run, JOB, Decision(True, "lost", "the agent died"), said.append) is None
+    assert (controller.asked, run.attempts()) == ([], [])
+    assert said == ["SLURM has put the job back into the queue"]
+
+
 def test_a_job_that_is_back_in_the_queue_already_is_no_error(
     run: RunFolder, controller: Controller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    known = JobRecord("7", "RUNNING", restarts=JOB.restart)
+    answers = [known, JobRecord("7", "PENDING", restarts=2), known, JobRecord("7", "CANCELLED", restarts=1)]
+
     def refused(job: str) -> None:
         raise DistTrainerError("Job is pending execution for job 7")
 
     monkeypatch.setattr(scheduler, "requeue", refused)
-    monkeypatch.setattr(requeue, "ask", lambda job: JobRecord("7", "PENDING", restarts=2))
+    monkeypatch.setattr(requeue, "ask", lambda job: answers.pop(0))
     assert give_back(run, JOB, Decision(True, "lost", "gone"), lambda text: None) is None
-    monkeypatch.setattr(requeue, "ask", lambda job: JobRecord("7", "CANCELLED", restarts=1))
     with pytest.raises(DistTrainerError, match="pending execution"):
         give_back(run, JOB, Decision(True, "lost", "gone"), lambda text: None)
 
