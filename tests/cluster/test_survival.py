@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -337,12 +338,15 @@ def test_a_second_submission_is_refused_while_the_first_lives_and_takes_over_onc
 ) -> None:
     trial = project.submit("twice", SLOW, "checkpoint.every_steps=10")
     said = project.command("submit", "train.yaml", "name=twice", SLOW, "checkpoint.every_steps=10", code=2)
-    assert f"job {trial.job}" in said
+    first = trial.job
+    assert f"job {first}" in said
     trial.wait_for_step(20)
-    slurm("scancel", "--signal=KILL", "--full", trial.job)
-    cluster.wait_for_end(trial.job)
+    for pid in cluster.processes(first):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    cluster.wait_for_end(first)
     again = project.submit("twice", SLOW, "checkpoint.every_steps=10")
-    assert again.job != trial.job
+    assert again.job != first
     again.finish()
     looks_untouched(again, reference(2))
     assert trial.causes == ["died without a word", "finished"]
