@@ -221,9 +221,9 @@ def test_a_node_set_down_is_shut_out_though_its_workers_live(
     pid = worker_pid(trial, 0)
     with cluster.node_lost(old):
         cluster.wait_for_requeue(trial.job)
+        assert is_alive(pid), "the old workers should not have heard of it"
         cluster.release(trial.job)
         wait_for(lambda: nodes_of(trial) != [old], timeout_s=60, what=trial.told)
-        assert is_alive(pid), "the old workers should not have heard of it"
         wait_for(lambda: not is_alive(pid), timeout_s=60, what=lambda: "the old workers to find out")
         trial.finish()
     looks_untouched(trial, reference(2))
