@@ -150,6 +150,10 @@ class Cluster:
         self.wait_for_state(job, "PENDING", timeout_s=timeout_s)
 
         def lifted() -> bool:
+            # a start in the second of the requeue fails: SLURM has just revoked the job's credential
+            requeued = time.strptime(self.show(job)["SubmitTime"], "%Y-%m-%dT%H:%M:%S")
+            if time.time() < time.mktime(requeued) + 2:
+                return False
             # while the last processes of its former life end, the job cannot be changed
             with contextlib.suppress(SlurmFailed):
                 slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
