@@ -6,7 +6,7 @@ from pathlib import Path
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import ConfigError
 
-_ON_CPU = 2
+WORKERS_ON_CPU = 2
 
 
 def count_workers(config: Config, gpus: int) -> int:
@@ -17,7 +17,7 @@ def count_workers(config: Config, gpus: int) -> int:
     if config.launch.device == "cuda" and gpus == 0:
         raise ConfigError("launch.device is cuda, and no GPU is visible; set launch.device=cpu or auto")
     on_gpus = gpus if config.launch.device != "cpu" else 0
-    count = on_gpus or min(_ON_CPU, len(os.sched_getaffinity(0)))
+    count = on_gpus or min(WORKERS_ON_CPU, len(os.sched_getaffinity(0)))
     return min(count, config.data.global_batch_size)
 
 

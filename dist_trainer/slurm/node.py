@@ -51,9 +51,9 @@ def _begin(run: RunFolder) -> Config:
     return config
 
 
-def _leave_after_s() -> float:
+def _leave_after_s(kill_wait_s: float) -> float:
     """How long after TERM workers may go on: SLURM kills soon after, and the job is to be settled first."""
-    return max(1.0, kill_wait_s() - _TO_SETTLE_S)
+    return max(1.0, kill_wait_s - _TO_SETTLE_S)
 
 
 def _run_other_node(run: RunFolder, job: SlurmJob, requests: StopRequests) -> None:
@@ -77,7 +77,7 @@ def _run_other_node(run: RunFolder, job: SlurmJob, requests: StopRequests) -> No
         nodes=nodes,
         requests=requests,
         variables=variables,
-        leave_after_s=_leave_after_s(),
+        leave_after_s=_leave_after_s(kill_wait_s()),
     )
     print(f"{job.node}: {outcome.state}" + (f": {outcome.message}" if outcome.message else ""), flush=True)
 
@@ -166,7 +166,7 @@ class _FirstNode:
             workers=workers,
             nodes=nodes,
             variables=_variables(self._config, end_time),
-            leave_after_s=_leave_after_s(),
+            leave_after_s=_leave_after_s(self._kill_wait_s),
         )
         return accompany(
             launch,
@@ -195,7 +195,7 @@ class _FirstNode:
         if ending.state == "stopped":
             self._say(where_saved(ending.step))
             self._note(ending)
-        if self._decision.cause in ("cancelled", "requeued"):
+        if self._decision.cause in ("cancelled", "requeued", "overtaken"):
             self._say(self._decision.says)
         if self._decision.cause == "requeued":
             record_requeue(self._run, self._job, self._decision)

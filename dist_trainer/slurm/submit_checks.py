@@ -11,6 +11,7 @@ from dist_trainer.adapters.storage import Storage
 from dist_trainer.config.load import Loaded
 from dist_trainer.config.schema import Config, SlurmConfig
 from dist_trainer.errors import ConfigError, StorageError, UsageError
+from dist_trainer.launchers.workers import WORKERS_ON_CPU
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.slurm.scheduler import (
     JobRecord,
@@ -22,7 +23,6 @@ from dist_trainer.slurm.submissions import is_of, jobs_of
 from dist_trainer.tracking.settings import database_of, resolve_uri
 
 _CONNECT_S = 2.0
-_ON_CPU = 2
 _CORES = ("cpus-per-task", "cpus-per-gpu", "mincpus", "exclusive", "threads-per-core")
 _REFUSALS = (  # SLURM's words, and the keys that they are about, the likeliest first
     (r"time limit", ("slurm.time", "slurm.partition")),
@@ -94,7 +94,7 @@ def workers_at_least(config: Config) -> int:
         return wanted
     gpus = gpus_of_node(config.slurm) if config.launch.device != "cpu" else 0
     cores = str(config.slurm.options.get("cpus-per-task", ""))
-    on_cpu = min(_ON_CPU, int(cores)) if cores.isdigit() else 1
+    on_cpu = min(WORKERS_ON_CPU, int(cores)) if cores.isdigit() else 1
     return max(1, min(gpus or on_cpu, config.data.global_batch_size))
 
 
