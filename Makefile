@@ -3,11 +3,12 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do comma
 BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
+BENCH_READY := .venv/.ready-bench
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --retries 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slurm lint examples format reference clean
+.PHONY: help demo test test-faults test-slurm soak bench lint examples format reference clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1|/' | column -t -s '|' 2>/dev/null \
@@ -16,18 +17,30 @@ help:  ## What there is
 demo: $(READY)  ## Set up, then train the quickstart: handwritten digits, under a minute
 	$(BIN)/dist-trainer train configs/quickstart.yaml
 
-test: lint  ## Set up, then ruff, mypy and every test but the long ones and SLURM's
-	$(BIN)/python -m pytest -n 3 -m "not examples and not slurm"
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+
+test: lint  ## Set up, then ruff, mypy and every test but those of the targets below
+	$(PYTEST) -m "not faults and not examples and not slurm"
+
+test-faults: $(DEV_READY)  ## Set up, then kill, hang, stop and resume whole commands; ends with a table
+	$(PYTEST) -m faults
 
 test-slurm: $(DEV_READY)  ## Set up, then the tests against the SLURM of slurm/local/up, one after another
 	$(BIN)/python -m pytest -m slurm
+
+MINUTES ?= 0
+soak: $(DEV_READY)  ## Set up, then every fault whole, then random ones until MINUTES=n are over; ends with a table
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
+
+bench: $(BENCH_READY)  ## Set up with peers, then measure side by side and write docs/; ONLY=name only prints that one
+	$(BIN)/python -m benchmarks $(if $(ONLY),$(addprefix --only ,$(ONLY)),--write)
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-examples: $(DEV_READY)  ## Set up, then train each example to its goal
+examples: $(DEV_READY)  ## Set up, then train each example to its goal and run every command of the pages
 	$(BIN)/python -m pytest -m examples -s
 
 format: $(DEV_READY)  ## Put right what ruff can
@@ -56,3 +69,7 @@ $(READY): pyproject.toml | $(BIN)/python
 $(DEV_READY): pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@touch $(READY) $@
+
+$(BENCH_READY): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[dev,bench]'
+	@touch $(READY) $(DEV_READY) $@

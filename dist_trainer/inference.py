@@ -15,18 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dist_trainer.adapters.allocator import keep_freed_memory
 from dist_trainer.adapters.distributed import Group, join
+from dist_trainer.adapters.files import replace_file
 from dist_trainer.checkpoint.choose import choose, open_store
 from dist_trainer.checkpoint.state import decode
 from dist_trainer.checkpoint.store import Checkpoint
 from dist_trainer.config.load import read_config
 from dist_trainer.config.schema import Config
 from dist_trainer.config.targets import build
-from dist_trainer.errors import ConfigError, DataError, UsageError
+from dist_trainer.errors import ConfigError, CorruptCheckpoint, DataError, UsageError
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.training.evaluation import evaluate, predict
 from dist_trainer.training.loader import EvalLoader
+from dist_trainer.training.memory_format import to_channels_last
 from dist_trainer.training.metrics import as_metrics
 from dist_trainer.training.step import autocast_for
 from dist_trainer.training.task import Task, move_held
@@ -44,8 +47,12 @@ def main(scratch_folder: str) -> None:
     model, (task, metrics) = build_model(config), build_task(config)
     dataset = _dataset(config, request.split)
     group = join(config.launch.device, timeout_s=config.launch.timeout_s)
+    if group.device.type == "cpu":
+        keep_freed_memory()
     checkpoint = _load(run, config, request.checkpoint, model, group)
     model.to(group.device)
+    if config.train.channels_last:
+        to_channels_last(model)
     move_held(task, group.device)
     loader = make_loader(config, dataset, request.split, group)
     try:
@@ -62,7 +69,7 @@ def main(scratch_folder: str) -> None:
             else result
         )
         document = {"step": checkpoint.step, "checkpoint": checkpoint.name, "results": named}
-        (scratch / RESULT).write_text(json.dumps(document))
+        replace_file(scratch / RESULT, json.dumps(document).encode())
     group.leave()
 
 
@@ -81,7 +88,10 @@ def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module, group: 
     """
     store = open_store(run, config.checkpoint)
     checkpoint = store.get(group.from_rank_zero(lambda: choose(store.list(), wanted, config.checkpoint).name))
-    weights, training = decode(store.read(checkpoint))
+    try:
+        weights, training = decode(store.read(checkpoint))
+    except CorruptCheckpoint as error:
+        raise CorruptCheckpoint(f"{error}; `dist-trainer checkpoint verify` finds the whole ones") from error
     model.load_state_dict(weights)
     if training["average"]:
         model.load_state_dict(training["average"], strict=False)
@@ -102,6 +112,8 @@ def make_loader(config: Config, dataset: Any, split: str, group: Group) -> EvalL
         bad_rows=data.bad_rows,
         seed=config.seed,
         pin_memory=group.device.type == "cuda",
+        finish_later=group.device.type == "cuda",
+        channels_last=config.train.channels_last,
         name=f"data.{split}",
     )
 
@@ -141,7 +153,9 @@ def _predict(
     group.barrier()
     if not group.is_rank_zero:
         return {"rows": float(len(indices))}
-    parts = [dict(np.load(scratch / f"part-{rank}.npz")) for rank in range(group.world_size)]
+    parts = [
+        dict(np.load(scratch / f"part-{rank}.npz", allow_pickle=False)) for rank in range(group.world_size)
+    ]
     merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(merged["row"], kind="stable")
     merged = {name: values[order] for name, values in merged.items()}

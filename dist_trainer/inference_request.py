@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dist_trainer.adapters.files import write_json
+
 _REQUEST, RESULT = "request.json", "result.json"
 
 
@@ -18,7 +20,7 @@ class Request:
 
     def write(self, folder: Path) -> None:
         """Put it where the workers look."""
-        (folder / _REQUEST).write_text(json.dumps(asdict(self)))
+        write_json(folder / _REQUEST, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "Request":

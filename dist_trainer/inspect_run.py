@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from dist_trainer.config.load import read_section
 from dist_trainer.config.schema import CheckpointConfig
-from dist_trainer.config.yaml_rules import read_yaml
 from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint
 from dist_trainer.run_folder import RunFolder
 
@@ -15,27 +15,41 @@ if TYPE_CHECKING:
     from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
 
 
+_WHOLE_AGAIN = "whole again: used where no other is, or once its QUARANTINE.json is removed"
+
+
 def list_checkpoints(run: RunFolder, *, as_json: bool) -> int:
     """Print the committed ones, newest first."""
     store = _store(run)
-    rows = [_row(checkpoint) for checkpoint in store.list()]
+    found = store.committed()
+    rows = [_row(checkpoint) for checkpoint, quarantined in found if not quarantined]
+    apart = [checkpoint.name for checkpoint, quarantined in found if quarantined]
     if as_json:
-        _print_json({"run": str(run.path), "folder": store.storage.url, "checkpoints": rows})
+        _print_json(
+            {"run": str(run.path), "folder": store.storage.url, "checkpoints": rows, "quarantined": apart}
+        )
         return 0
-    _print_rows(rows, f"no checkpoint in {store.storage.url} yet")
+    _print_rows(rows, "no whole checkpoint" if apart else _none_in(store))
+    if apart:
+        print(
+            f"in quarantine: {', '.join(apart)}; dist-trainer checkpoint verify {run.path.name} looks again"
+        )
     return 0
 
 
 def verify_checkpoints(run: RunFolder, *, as_json: bool) -> int:
-    """Check every byte; 1 if some are bad, 65 if all are."""
+    """Check every byte, also of those in quarantine; 1 if some are bad, 65 if all are."""
     store = _store(run)
-    rows = [{"name": each.name, "step": each.step, "problem": _problem(store, each)} for each in store.list()]
+    rows = [
+        {"name": each.name, "step": each.step, "problem": _problem(store, each), "quarantined": quarantined}
+        for each, quarantined in store.committed()
+    ]
     bad = [row for row in rows if row["problem"]]
     if as_json:
         _print_json({"run": str(run.path), "folder": store.storage.url, "ok": not bad, "checkpoints": rows})
     else:
-        shown = [{"name": row["name"], "result": row["problem"] or "whole"} for row in rows]
-        _print_rows(shown, f"no checkpoint in {store.storage.url} yet")
+        shown = [{"name": row["name"], "result": _result(row)} for row in rows]
+        _print_rows(shown, _none_in(store))
     if bad and len(bad) == len(rows):
         return NoUsableCheckpoint.exit_code
     return CorruptCheckpoint.exit_code if bad else 0
@@ -62,6 +76,16 @@ def inspect_checkpoint(run: RunFolder, which: str, *, as_json: bool) -> int:
     return 0
 
 
+def _none_in(store: "CheckpointStore") -> str:
+    return f"no checkpoint in {store.storage.url} yet"
+
+
+def _result(row: dict[str, Any]) -> str:
+    if row["quarantined"]:
+        return f"in quarantine: {row['problem']}" if row["problem"] else _WHOLE_AGAIN
+    return row["problem"] or "whole"
+
+
 def _problem(store: "CheckpointStore", checkpoint: "Checkpoint") -> str | None:
     try:
         store.verify(checkpoint)
@@ -72,9 +96,7 @@ def _problem(store: "CheckpointStore", checkpoint: "Checkpoint") -> str | None:
 
 def _settings(run: RunFolder) -> CheckpointConfig:
     """Read alone: a run that Python began has settings and no whole configuration."""
-    tree, _ = read_yaml(run.config_path.read_text(), str(run.config_path))
-    section = (tree.plain() or {}).get("checkpoint") if tree is not None else None
-    return CheckpointConfig.model_validate(section or {})
+    return read_section(run.config_path, "checkpoint", CheckpointConfig)
 
 
 def _store(run: RunFolder) -> "CheckpointStore":

@@ -17,7 +17,6 @@ Files that change are replaced as a whole, and synced, so a reader never sees ha
 """
 
 import difflib
-import json
 import os
 import re
 import secrets
@@ -26,65 +25,37 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, TypeVar, get_args
 
 from dist_trainer.adapters.file_lock import Owner, hold
 from dist_trainer.adapters.files import (
     append_line,
     create_exclusively,
+    linked,
+    make_private_folder,
     plain_number,
     replace_file,
     whole_lines,
     write_json,
+    writing,
 )
 from dist_trainer.adapters.git import code_version
+from dist_trainer.adapters.records import is_record, read_record
+from dist_trainer.config.redact import redact
+from dist_trainer.config.references import resolve
 from dist_trainer.config.schema import NAME_PATTERN
 from dist_trainer.errors import UsageError
+from dist_trainer.run_records import AttemptLine, RunInfo, State, Status, WorkerError
 
-State = Literal["new", "running", "finished", "stopped", "failed", "do-not-requeue"]
+__all__ = ["RunFolder", "RunInfo", "State", "Status", "WorkerError", "find_run"]
+
 _FOLDERS = ("fence", "journal", "logs", "heartbeat", "checkpoints")
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """What stays true of a run over all its attempts."""
-
-    run_id: str
-    created: float
-    working_folder: Path  # relative paths of the configuration are relative to it
-    mlflow_run_id: str | None = None
-    sweep: str | None = None  # the folder of the sweep that it is a cell of
-    code: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Status:
-    """How a run stands: `stopped` is saved and may go on; `results` are the final metrics.
-
-    `run_again`: stopped because the machine was wanted back, so whoever started it runs it again.
-    """
-
-    state: State
-    reason: str = ""
-    step: int | None = None
-    time: float = field(default_factory=time.time)
-    results: dict[str, float] = field(default_factory=dict)
-    run_again: bool = False
-
-
-@dataclass(frozen=True)
-class WorkerError:
-    """Why one rank failed."""
-
-    time: float
-    rank: int
-    step: int | None
-    type: str
-    message: str
-    traceback: str
-    exit_code: int
+_OURS = {*_FOLDERS, "run.json", "run.lock", "config.yaml", "attempts.jsonl", "status.json", "slurm", "code"}
+_OURS |= {"mlflow-sync.json", "mlflow-sync.lock", "times.json", "profile", "plots"}
+_FENCE = re.compile(r"([0-9]{4,9})[.]json")
+Record = TypeVar("Record", RunInfo, Status)
 
 
 @dataclass(frozen=True)
@@ -101,12 +72,13 @@ class RunFolder:
         folder = cls(Path(path).absolute())
         if not re.fullmatch(NAME_PATTERN, folder.path.name):
             raise UsageError(f"a run's name must match {NAME_PATTERN}, got {folder.path.name!r}")
-        folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder.path)
+        folder._refuse_links()
         with folder.lock():  # two commands may create the same run at once
             if folder._info_path.exists():
                 raise UsageError(f"{folder.path} is a run already; open it, or start afresh with --fresh")
             for name in _FOLDERS:
-                (folder.path / name).mkdir(exist_ok=True)
+                make_private_folder(folder.path / name)
             replace_file(folder.config_path, config_yaml.encode())
             working = Path(working_folder).absolute()
             # run.json last: a folder without it is not a run
@@ -121,7 +93,23 @@ class RunFolder:
         folder = cls(Path(path).absolute())
         if not folder._info_path.is_file():
             raise UsageError(f"{folder.path} is not a run folder: it has no run.json")
+        folder._refuse_links()
         return folder
+
+    def _refuse_links(self) -> None:
+        """UsageError where one of our names leads elsewhere; the folder itself, or one above, may be a link."""
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.name in _OURS and entry.is_symlink():
+                    raise UsageError(linked(Path(entry.path)))
+
+    def _read(self, kind: type[Record], path: Path) -> Record:
+        try:
+            return read_record(kind, path.read_bytes())
+        except ValueError as error:
+            raise UsageError(
+                f"{path} cannot be read: {error}; bring it back from a copy, or start afresh with --fresh"
+            ) from error
 
     @property
     def config_path(self) -> Path:
@@ -131,12 +119,15 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def checkpoint_url(self, folder: str | None) -> str:
-        """Where the checkpoints are, given checkpoint.folder: a local path, or a place in a store."""
+    def checkpoint_url(self, folder: str | None, *, shown: bool = False) -> str:
+        """Where the checkpoints are, given checkpoint.folder: a local path, or a place in a store.
+
+        `shown`: for messages, where references to variables stay in the URL of a store.
+        """
         if folder is None:
             return str(self.checkpoints)
-        info = self.info()
-        base = folder if "://" in folder else str(info.working_folder / folder)
+        info, place = self.info(), str(resolve(folder))
+        base = str(info.working_folder / place) if "://" not in place else folder if shown else place
         return f"{base.rstrip('/')}/{info.run_id}"
 
     @property
@@ -166,13 +157,11 @@ class RunFolder:
 
     def info(self) -> RunInfo:
         """run.json."""
-        fields = json.loads(self._info_path.read_text())
-        return RunInfo(**{**fields, "working_folder": Path(fields["working_folder"])})
+        return self._read(RunInfo, self._info_path)
 
     def update_info(self, **changes: Any) -> RunInfo:
         """Change fields of run.json. After creation only the tracking process does, so none is lost."""
-        info = replace(self.info(), **changes)
-        self._write_info(info)
+        self._write_info(info := replace(self.info(), **changes))
         return info
 
     def _write_info(self, info: RunInfo) -> None:
@@ -181,55 +170,66 @@ class RunFolder:
     def new_fence(self, owner: Mapping[str, Any]) -> int:
         """Take the next fence number, which shuts out every attempt before it."""
         number = self.highest_fence() + 1
-        while not create_exclusively(self.path / "fence" / f"{number:04d}.json", owner):
-            number += 1
-        self.log_path(number, 0).parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path / "fence"):
+            while not create_exclusively(self.path / "fence" / f"{number:04d}.json", owner):
+                number += 1
+            make_private_folder(self.log_path(number, 0).parent)
         return number
 
     def highest_fence(self) -> int:
         """The newest attempt's number; 0 before the first."""
-        names = (name.removesuffix(".json") for name in os.listdir(self.path / "fence"))  # noqa: PTH208
-        return max((int(name) for name in names if name.isdigit()), default=0)
+        try:
+            names = os.listdir(self.path / "fence")  # noqa: PTH208
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(f"{self.path / 'fence'} is no folder; bring it back, or use --fresh") from error
+        return max((int(match[1]) for match in map(_FENCE.fullmatch, names) if match), default=0)
 
     def record(self, line: Mapping[str, Any]) -> None:
-        """Append to attempts.jsonl, synced."""
-        append_line(self.attempts_path, line)
+        """Append to attempts.jsonl, synced; errors without secrets. StorageError where the disk refuses it."""
+        error = line.get("error")
+        with writing(self.attempts_path):
+            append_line(
+                self.attempts_path, {**line, "error": redact(error)} if isinstance(error, str) else line
+            )
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Every whole line of attempts.jsonl; one torn by a crash is left out."""
+        """Every whole line of attempts.jsonl; one torn by a crash is left out, and one that no attempt wrote."""
         if not self.attempts_path.exists():
             return []
-        return list(whole_lines(self.attempts_path.read_bytes()))
+        lines = whole_lines(self.attempts_path.read_bytes())
+        return [line for line in lines if is_record(AttemptLine, line)]
 
     def read_status(self) -> Status:
         """status.json; `new` before there is one."""
         try:
-            fields = json.loads(self.status_path.read_text())
+            return self._read(Status, self.status_path)
         except FileNotFoundError:
             return Status("new", time=0.0)
-        results = {name: float(value) for name, value in fields["results"].items()}
-        return Status(**{**fields, "results": results})
 
     def write_status(self, status: Status) -> None:
-        """Replace status.json."""
+        """Replace status.json. StorageError where the disk refuses it; then the old one stays."""
         assert status.state in get_args(State), status.state
         results = {name: plain_number(float(value)) for name, value in status.results.items()}
-        write_json(self.status_path, {**asdict(status), "results": results})
+        fields = {**asdict(status), "reason": redact(status.reason), "results": results}
+        with writing(self.status_path):
+            write_json(self.status_path, fields)
 
     def write_error(
         self, attempt: int, rank: int, *, error: BaseException, step: int | None, exit_code: int
     ) -> None:
         """Leave word of why `rank` failed, for the agent that shows the first one."""
-        trace = "".join(traceback.format_exception(error))
-        what = WorkerError(time.time(), rank, step, type(error).__name__, str(error), trace, exit_code)
+        trace, text = redact("".join(traceback.format_exception(error))), redact(str(error))
+        what = WorkerError(time.time(), rank, step, type(error).__name__, text, trace, exit_code)
         path = self.log_path(attempt, rank).with_name(f"error-rank-{rank}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         write_json(path, asdict(what))
 
     def read_errors(self, attempt: int) -> list[WorkerError]:
-        """What failed ranks of an attempt left, the earliest first."""
-        paths = self.log_path(attempt, 0).parent.glob("error-rank-*.json")
-        errors = [WorkerError(**json.loads(path.read_text())) for path in paths]
+        """What failed ranks of an attempt left, the earliest first; one that cannot be read is left out."""
+        errors = []
+        for path in self.log_path(attempt, 0).parent.glob("error-rank-*.json"):
+            with suppress(OSError, ValueError):
+                errors.append(read_record(WorkerError, path.read_bytes()))
         return sorted(errors, key=lambda error: (error.time, error.rank))
 
     def lock(

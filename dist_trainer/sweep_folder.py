@@ -138,8 +138,9 @@ def find_sweep(name_or_path: str, runs: str | Path) -> SweepFolder:
     """A sweep by its folder or its name under `runs`; UsageError names those that are there."""
     runs = Path(runs)
     for path in (runs / name_or_path, Path(name_or_path)):
-        if (path / "sweep.json").is_file():
-            return SweepFolder.open(path)
+        with suppress(OSError):  # too long for a file's name
+            if (path / "sweep.json").is_file():
+                return SweepFolder.open(path)
     there = sorted(path.parent.name for path in runs.glob("*/sweep.json"))[:5]
     hint = f"; there is {', '.join(there)}" if there else "; no sweep is there yet"
     raise UsageError(f"no sweep {name_or_path!r} in {runs.absolute()}{hint}")

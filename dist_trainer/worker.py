@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import traceback
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,16 +20,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dist_trainer.adapters.distributed import PeerFailed
+from dist_trainer.adapters.lazy_compiler import defer
 from dist_trainer.adapters.place import Place
+from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.checkpoint.weights import load_weights
 from dist_trainer.config.load import read_config
+from dist_trainer.config.redact import redact
+from dist_trainer.config.references import resolve
 from dist_trainer.config.schema import Config, DataSettings, SchedulerConfig, Settings
 from dist_trainer.config.targets import build, fill, import_target
 from dist_trainer.data.split import split_dataset
-from dist_trainer.errors import ConfigError, DistTrainerError, LeftEarly
+from dist_trainer.errors import ConfigError, DistTrainerError, LeftEarly, StorageError
 from dist_trainer.run_folder import RunFolder, Status, find_run
 from dist_trainer.tracking.heartbeat import read_heartbeat
-from dist_trainer.training.attempt import Attempt
+from dist_trainer.training.attempt import Attempt, beat_once
 from dist_trainer.training.optimizer import check_schedule_unit, fill_schedule_length, make_optimizer
 from dist_trainer.training.stop import Signals
 from dist_trainer.training.task import Task
@@ -40,7 +45,10 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 def main(run_folder: str) -> None:
     """Train the run as one of its ranks; raises what went wrong."""
     signals = Signals()  # before anything slow: a request during start-up is kept
-    make_trainer(RunFolder.open(run_folder), signals).fit()
+    run, place = RunFolder.open(run_folder), Place.from_environment()
+    if place.fence is not None:
+        beat_once(run, place.rank, place.fence, "start-up")
+    make_trainer(run, signals).fit()
 
 
 def make_trainer(run: RunFolder, signals: Signals) -> Trainer:
@@ -76,7 +84,7 @@ def build_model(config: Config) -> nn.Module:
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
-    weights = config.model.weights
+    weights = resolve(config.model.weights)
     if weights is None or not weights.endswith(WEIGHT_FILES):
         extra = {} if weights is None else {"weights": weights}
         model: nn.Module = build(config.model, **extra)
@@ -177,11 +185,12 @@ def fail(run: RunFolder, error: BaseException, attempt: Attempt | None) -> NoRet
     code = error.exit_code if isinstance(error, DistTrainerError) else 1
     if not isinstance(error, PeerFailed):
         if attempt is not None:
-            _leave_word(run, error, attempt, code)
+            with suppress(OSError, StorageError):  # a full disk may be the error
+                _leave_word(run, error, attempt, code)
         if isinstance(error, DistTrainerError):
-            sys.stderr.write(f"rank {place.rank}: {error}\n")
+            sys.stderr.write(redact(f"rank {place.rank}: {error}\n"))
         else:
-            traceback.print_exception(error)
+            sys.stderr.write(redact("".join(traceback.format_exception(error))))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -190,13 +199,15 @@ def fail(run: RunFolder, error: BaseException, attempt: Attempt | None) -> NoRet
 def _leave_word(run: RunFolder, error: BaseException, attempt: Attempt, code: int) -> None:
     rank = attempt.group.rank
     beat = read_heartbeat(run.heartbeat_path(rank))
-    step = beat.step if beat and beat.attempt == attempt.number else None
+    step = beat.trained_step if beat and beat.attempt == attempt.number else None
     run.write_error(attempt.number, rank, error=error, step=step, exit_code=code)
     if run.highest_fence() == attempt.number:  # else a newer attempt says how the run is
         run.write_status(Status("failed", str(error), step))
 
 
 def _main_of_torchrun() -> None:
+    keep_private()
+    defer()
     if len(sys.argv) != 2:
         sys.exit(
             "usage: torchrun [...] -m dist_trainer.worker RUN    (a run folder, or a run's name in runs/)"

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_trainer.adapters.place import FENCE_VARIABLE
 from dist_trainer.launchers import forkserver

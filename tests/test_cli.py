@@ -16,11 +16,12 @@ import yaml
 from typer.testing import CliRunner
 
 from dist_trainer.adapters.storage import Storage
+from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.checkpoint.store import CheckpointStore
 from dist_trainer.cli import app
 from dist_trainer.config.editor_schema import json_schema
 from dist_trainer.config.load import read_config
-from dist_trainer.config.schema import Config
+from dist_trainer.config.schema import CheckpointConfig, Config
 from dist_trainer.errors import DistTrainerError, NoUsableCheckpoint
 from dist_trainer.run_folder import RunFolder
 
@@ -122,6 +123,22 @@ def test_verify_finds_the_checkpoint_whose_bytes_changed(run: RunFolder) -> None
     for step in (10, 30):
         (run.checkpoints / f"step-0000000{step}-f0001" / "training.json").write_bytes(b"[]")
     assert invoke("checkpoint", "verify", "run").exit_code == NoUsableCheckpoint.exit_code
+
+
+def test_verify_and_list_tell_of_what_is_in_quarantine(run: RunFolder) -> None:
+    whole = {step: run.checkpoints / f"step-0000000{step}-f0001" / "training.json" for step in (10, 20, 30)}
+    for path in whole.values():
+        path.write_bytes(b"[]")
+    with pytest.raises(NoUsableCheckpoint):
+        open_store(run, CheckpointConfig(), report=lambda message: None).newest_good()
+    listed = invoke("checkpoint", "list", "run").stdout
+    assert "no whole checkpoint" in listed and "in quarantine: step-000000030-f0001, step-0000" in listed
+    assert len(json.loads(invoke("checkpoint", "list", "run", "--json").stdout)["quarantined"]) == 3
+    verified = invoke("checkpoint", "verify", "run")
+    assert verified.exit_code == NoUsableCheckpoint.exit_code and "in quarantine: " in verified.stdout
+    whole[20].write_bytes(b"{}")  # brought back from a copy
+    verified = invoke("checkpoint", "verify", "run")
+    assert verified.exit_code == 1 and "step-000000020-f0001  whole again: used where" in verified.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """README.md and docs/: every command is run, every snippet checked, every link followed, every key explained.
 
+Commands and scripts are run by `make examples`, one after another: a page builds on what the last one left.
+
 All pages are read in one folder with the repository's configs/ and launch/. A comment on the line before a
 fence says what the test does with it, where that isn't what a reader would do:
 
@@ -130,6 +132,7 @@ def check_output(command: str, shown: list[str], printed: str) -> None:
     )
 
 
+@pytest.mark.examples
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_does_what_the_page_shows(page: Path, place: Place) -> None:
     for block in blocks(page):
@@ -150,6 +153,7 @@ def test_every_command_does_what_the_page_shows(page: Path, place: Place) -> Non
 SCRIPTS = [(page, block) for page in PAGES for block in blocks(page) if block.kind == "python"]
 
 
+@pytest.mark.examples
 @pytest.mark.parametrize(("page", "block"), SCRIPTS, ids=lambda value: getattr(value, "name", ""))
 def test_python_snippets_compile_and_run(page: Path, block: Block, place: Place) -> None:
     compile(block.text, str(page), "exec")
@@ -200,9 +204,9 @@ def test_the_reference_is_the_schema() -> None:
             assert f"| `{key}` |" in match[0], key
 
 
-def test_every_command_of_the_command_line_is_in_the_guide(place: Place) -> None:
+def test_every_command_of_the_command_line_is_in_the_guide(tmp_path: Path) -> None:
     text = "".join(page.read_text() for page in PAGES)
-    listed = place.run("dist-trainer --help")
+    listed = Place(tmp_path, "").run("dist-trainer --help")
     names = re.findall(r"^│? ?(\w+) {2,}\w", listed, re.M)
     assert {"train", "evaluate", "predict", "sync", "config", "checkpoint", "data"} <= set(names)
     assert [name for name in names if f"dist-trainer {name}" not in text] == []

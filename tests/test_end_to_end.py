@@ -4,90 +4,21 @@ import hashlib
 import json
 import math
 import random
+import re
 import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dist_trainer.adapters.storage import Storage
-from dist_trainer.tracking.heartbeat import read_heartbeat
 from tests.launchers.processes import Command, wait_for
 from tests.object_store import bucket, open_storage, s3_endpoint  # noqa: F401
+from tests.training_command import STEPS, Training
 
-pytestmark = pytest.mark.timeout(180)
-CONFIG = """
-name: run
-seed: 3
-model: {target: tests.training.recipes.Net}
-data:
-  train: {target: tests.training.recipes.Noisy}
-  val: {target: tests.training.recipes.Noisy, length: 50, noise: 0.0}
-  global_batch_size: 14
-  num_workers: 2
-loss: {target: torch.nn.CrossEntropyLoss}
-metrics: {accuracy: {target: dist_trainer.training.metrics.Accuracy}}
-optimizer: {target: torch.optim.SGD, lr: 0.05, momentum: 0.9}
-scheduler: {target: torch.optim.lr_scheduler.CosineAnnealingLR, warmup_steps: 5}
-hooks: [{target: tests.training.recipes.Slow, seconds: 0.01}]
-train: {epochs: 12, accumulate_steps: 2, eval_every_epochs: 3}
-ddp: {bucket_cap_mb: 0.01}
-checkpoint: {every_steps: 10}
-tracking: {uri: null, log_every_steps: 1}
-launch: {device: cpu, workers_per_node: 3, timeout_s: 30}
-"""
-STEPS = 12 * 8
-
-
-class Training:
-    """One run in a folder of its own, trained by the command."""
-
-    def __init__(self, folder: Path, *overrides: str) -> None:
-        self.folder, self.overrides = folder, overrides
-        self.run = folder / "runs" / "run"
-        self.commands: list[Command] = []
-        (folder / "run.yaml").write_text(CONFIG)
-
-    def start(self) -> Command:
-        arguments = [sys.executable, "-m", "dist_trainer.cli", "train", "run.yaml", *self.overrides]
-        self.commands.append(Command(*arguments, folder=self.folder))
-        return self.commands[-1]
-
-    def finish(self) -> None:
-        command = self.start()
-        code = command.finish(timeout_s=90)
-        assert code == 0, command.stderr + command.stdout
-
-    def wait_for_step(self, step: int, rank: int = 0) -> int:
-        """Wait until the rank has got to the step in the newest attempt; its pid."""
-        attempts = sum('"start"' in line for line in self.attempts())
-        path = self.run / "heartbeat" / f"rank-{rank}"
-
-        def there() -> bool:
-            beat = read_heartbeat(path)
-            return beat is not None and beat.step >= step and beat.attempt >= max(1, attempts)
-
-        wait_for(there, timeout_s=60, what=f"step {step}")
-        beat = read_heartbeat(path)
-        assert beat is not None
-        return beat.pid
-
-    def attempts(self) -> list[str]:
-        path = self.run / "attempts.jsonl"
-        return path.read_text().splitlines() if path.exists() else []
-
-    def digest(self) -> str:
-        newest = max(path.parent.name for path in self.run.glob("checkpoints/*/COMMIT.json"))
-        model = self.run / "checkpoints" / newest / "model.safetensors"
-        assert newest.startswith(f"step-{STEPS:09d}")
-        return hashlib.sha256(model.read_bytes()).hexdigest()
-
-    def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads((self.run / "status.json").read_text())
-        return status
+pytestmark = [pytest.mark.timeout(180), pytest.mark.faults]
 
 
 @pytest.fixture
@@ -233,7 +164,7 @@ def test_a_script_of_the_users_own_trains_alone_and_under_torchrun(
         command = Command(sys.executable, *(torchrun if ranks > 1 else []), "script.py", folder=tmp_path)
         one.commands.append(command)
         assert command.finish(timeout_s=90) == 0, command.stderr
-        lines = sorted(line for line in command.stdout.splitlines() if line.startswith("rank"))
+        lines = sorted(line for line in command.stdout.splitlines() if re.match(r"rank \d+: ", line))
         accuracy = lines[0].split()[-1]
         assert lines == [f"rank {rank}: finished 24 {accuracy}" for rank in range(ranks)]
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
@@ -258,6 +189,8 @@ def test_a_changed_configuration_is_refused_with_the_difference(
     assert "workers_per_node" not in refused.stderr, "another world size needs no flag"
     one.overrides = (*one.overrides, "--allow-change", "optimizer.lr")
     one.finish()
+    told = one.commands[-1].stdout
+    assert "going on with a changed configuration:\n  optimizer.lr: 0.05 -> 0.1\n" in told, told
     assert one.digest() != untouched
     journal = (one.run / "journal" / "rank-0.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in journal if '"attempt": 2' in line and "learning_rate" in line]

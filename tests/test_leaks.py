@@ -7,9 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.launchers.processes import wait_for
 from tests.leaks import Left, look
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -33,6 +35,8 @@ def test_an_orphan_in_a_session_of_its_own_is_found() -> None:
     before = look()
     command = [sys.executable, "-c", ORPHAN, *SLEEP]
     pid = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    # exec closes the pipe for which Popen waits before the new program has an environment in /proc
+    wait_for(lambda: Path(f"/proc/{pid}/environ").read_bytes(), timeout_s=5)
     left = look().since(before)
     os.kill(pid, 9)
     assert [pid for pid, _ in left.processes] == [pid]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,12 +107,37 @@ def test_fence_numbers_count_up_and_nobody_gets_the_same(run: RunFolder) -> None
 
 def test_attempts_survive_a_line_torn_by_a_crash(run: RunFolder) -> None:
     assert run.attempts() == []
-    run.record({"event": "start", "attempt": 1})
+    first = {"event": "start", "attempt": 1, "time": 1.5}
+    run.record(first)
     with run.attempts_path.open("a") as file:
         file.write('{"event": "end", "att')
-    assert run.attempts() == [{"event": "start", "attempt": 1}]
-    run.record({"event": "start", "attempt": 2})
+    assert run.attempts() == [first]
+    run.record({**first, "attempt": 2})
     assert [line["attempt"] for line in run.attempts()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"first_step": "5"},
+        {"last_step": "5"},
+        {"first_step": None},
+        {"attempt": "2"},
+        {"attempt": True},
+        {"exit_code": 1.0},
+        {"time": "1.5"},
+        {"nodes": "n1"},
+        {"last_step": 1 << 70},
+    ],
+)
+def test_a_line_whose_values_are_of_another_type_is_no_attempts(
+    run: RunFolder, fields: dict[str, Any]
+) -> None:
+    whole = {"event": "start", "attempt": 1, "time": 1, "first_step": 5, "last_step": None, "nodes": ["n1"]}
+    run.record({**whole, **fields})
+    assert run.attempts() == [], "it is used as it stands afterwards"
+    run.record({**whole, "of a newer version": {"a": 1}})
+    assert [line["first_step"] for line in run.attempts()] == [5]
 
 
 def test_status_is_new_before_it_is_written_and_keeps_every_float(run: RunFolder) -> None:
@@ -165,13 +191,12 @@ def test_a_second_live_writer_is_told_who_the_first_is(run: RunFolder) -> None:
             pass
 
 
-def test_the_lock_of_a_killed_writer_is_free_at_once(run: RunFolder) -> None:
+def test_the_lock_of_a_killed_writer_is_free(run: RunFolder) -> None:
     with holder(run) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        began = time.monotonic()
         with run.lock():
-            assert time.monotonic() - began < 1
+            pass
 
 
 def test_the_lock_is_released_when_its_holder_fails(run: RunFolder) -> None:

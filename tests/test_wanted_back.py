@@ -1,6 +1,5 @@
 """The machine is wanted back: in whatever phase the signal comes, all is saved within seconds and nothing is lost."""
 
-import os
 import signal
 import sqlite3
 import time
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.tracking.heartbeat import read_heartbeat
-from tests.launchers.processes import Command, wait_for
-from tests.test_end_to_end import CONFIG, STEPS, Training
+from tests.launchers.processes import wait_for
+from tests.training_command import CONFIG, STEPS, Training
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.faults]
 GRACE_S = 10.0
 SLOW = (
     CONFIG.replace("{target: tests.training.recipes.Noisy}", "{target: tests.training.slow.SlowRows}")
@@ -30,8 +29,7 @@ class Wanted(Training):
 
     def __init__(self, folder: Path, *overrides: str) -> None:
         folder.mkdir(exist_ok=True)
-        super().__init__(folder, *overrides)
-        (folder / "run.yaml").write_text(SLOW)
+        super().__init__(folder, *overrides, config=SLOW)
 
     def slow_down(self, **seconds: float) -> None:
         for name, value in seconds.items():
@@ -57,17 +55,6 @@ class Wanted(Training):
         beat = read_heartbeat(self.run / "heartbeat" / "rank-0")
         assert beat is not None
         return beat.step
-
-
-def send_to_all(command: Command, number: signal.Signals) -> list[str]:
-    """As SLURM does with every process of a step; what they were."""
-    processes = command.others()
-    for pid in (command.pid, *processes):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            processes.pop(pid, None)
-    return list(processes.values())
 
 
 @pytest.fixture
@@ -135,7 +122,7 @@ def while_data_are_opened(one: Wanted) -> None:
 def while_waiting_for_slow_data(one: Wanted) -> None:
     one.slow_down(step=0.6)
     one.wait_for_step(3)  # steps so slow that each begins with an exchange
-    one.slow_down(rows=5.0)
+    one.slow_down(rows=3.0)
     one.wait_for_step(one.step() + 1)
     one.wait_for_phase("data")
     time.sleep(0.5)
@@ -204,7 +191,7 @@ def test_a_signal_to_every_process_at_once_loses_nothing(
     one.wait_for_step(1)
     wait_for(lambda: any("mlflow_sync" in line for line in command.others().values()), timeout_s=30)
     one.wait_for_step(one.step() + 10)
-    hit = send_to_all(command, number)
+    hit = command.send_to_all(number)
     assert len(hit) >= 3 * 3 + 2, "ranks, two loaders each, the forkserver, MLflow's process"
     assert command.finish(timeout_s=60) == 75, command.stderr
     status = one.status()
@@ -228,13 +215,13 @@ def test_a_preemption_that_ends_the_step_while_the_last_save_is_slow(
     command = one.start()
     one.wait_for_step(33)
     one.slow_down(save=6.0)
-    send_to_all(command, signal.SIGUSR2)
+    command.send_to_all(signal.SIGUSR2)
     time.sleep(3)
     for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGTERM):
-        send_to_all(command, number)
+        command.send_to_all(number)
         time.sleep(0.05)
     time.sleep(1.2)  # long enough for a second one to count as impatience, were it a terminal's
-    send_to_all(command, signal.SIGTERM)
+    command.send_to_all(signal.SIGTERM)
     assert not one.commits(), "the save is under way"
     assert command.finish(timeout_s=60) == 75, command.stderr
     status = one.status()

@@ -16,7 +16,7 @@ from torch.distributed import HashStore, PrefixStore, rendezvous  # type: ignore
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_trainer.adapters.place import Place, choose_device
+from dist_trainer.adapters.place import Place, choose_device, on_loopback_if_alone
 from dist_trainer.config.schema import DdpConfig
 from dist_trainer.errors import DistTrainerError
 
@@ -39,6 +39,9 @@ class Group:
         self.fence = fence
         self._side = side
         self._store = store
+        self.waiting: Callable[[], AbstractContextManager[None]] = (
+            nullcontext  # entered while this rank waits
+        )
 
     @property
     def is_rank_zero(self) -> bool:
@@ -68,11 +71,12 @@ class Group:
     def _broadcast_text(self, text: str) -> str:
         data = bytearray(text.encode())
         size = torch.tensor([len(data)], dtype=torch.int64)
-        dist.broadcast(size, src=0, group=self._side)
-        buffer = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        if not self.is_rank_zero:
-            buffer = torch.empty(int(size.item()), dtype=torch.uint8)
-        dist.broadcast(buffer, src=0, group=self._side)
+        with self.waiting():
+            dist.broadcast(size, src=0, group=self._side)
+            buffer = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+            if not self.is_rank_zero:
+                buffer = torch.empty(int(size.item()), dtype=torch.uint8)
+            dist.broadcast(buffer, src=0, group=self._side)
         return bytes(buffer.numpy().tobytes()).decode()
 
     def gather_start(self, row: Tensor) -> "PendingGather":
@@ -80,7 +84,7 @@ class Group:
         table = torch.empty((self.world_size, row.numel()), dtype=row.dtype)
         rows = list(table.unbind(0))
         work = dist.all_gather(rows, row, group=self._side, async_op=True)
-        return PendingGather(table, rows, row, work)
+        return PendingGather(table, rows, row, work, self.waiting)
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         """Each rank's bytes, on every rank. Collective; for small state only."""
@@ -93,7 +97,8 @@ class Group:
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The element-wise sum of a CPU tensor over all ranks. Collective."""
-        dist.all_reduce(values, group=self._side)
+        with self.waiting():
+            dist.all_reduce(values, group=self._side)
         return values
 
     def sum_on_device(self, values: Tensor) -> Tensor:
@@ -104,11 +109,12 @@ class Group:
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors with rank 0's. Collective."""
         if self.world_size > 1:
-            for tensor in tensors:
-                whole = tensor.contiguous()
-                dist.broadcast(whole, src=0)
-                if whole is not tensor:
-                    tensor.copy_(whole)
+            with self.waiting():
+                for tensor in tensors:
+                    whole = tensor.contiguous()
+                    dist.broadcast(whole, src=0)
+                    if whole is not tensor:
+                        tensor.copy_(whole)
 
     def wait_for_rank_zero(
         self, is_busy: Callable[[], bool], *, meanwhile: Callable[[], None] = lambda: None
@@ -125,7 +131,8 @@ class Group:
             while busy and time.monotonic() < until:
                 time.sleep(0.002)
                 busy.fill_(is_busy())
-            dist.broadcast(busy, src=0, group=self._side)
+            with self.waiting():
+                dist.broadcast(busy, src=0, group=self._side)
 
     def tell(self, word: str) -> None:
         """Leave a word for the other ranks of this attempt. Not collective."""
@@ -140,7 +147,8 @@ class Group:
 
     def barrier(self) -> None:
         """Wait for every rank, over gloo. Collective."""
-        dist.barrier(group=self._side)
+        with self.waiting():
+            dist.barrier(group=self._side)
 
     def leave(self) -> None:
         """End the group after success. A failed rank exits instead: waiting for peers may never end."""
@@ -159,10 +167,12 @@ class PendingGather:
     rows: list[Tensor]  # of the table
     row: Tensor
     work: Any
+    waiting: Callable[[], AbstractContextManager[None]]
 
     def wait(self) -> Tensor:
         """The (world size, row) table."""
-        self.work.wait()
+        with self.waiting():
+            self.work.wait()
         return self.table
 
 
@@ -179,15 +189,16 @@ def join(wanted_device: str, *, timeout_s: float, take_fence: Callable[[], int] 
     store = _open_store(place, timeout)
     fence, start = _agree_on_start(place, store, take_fence or (lambda: 0), timeout)
     own_store = PrefixStore(start, store)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=own_store,
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
-    )
-    side = dist.new_group(backend="gloo", timeout=timeout)
+    with on_loopback_if_alone(place):
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=own_store,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+        side = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(side, dist.ProcessGroup)
     return Group(place, device, fence, side, own_store)
 
@@ -269,6 +280,19 @@ def wrap(module: nn.Module, config: DdpConfig, group: Group) -> DistributedDataP
         hook = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
         ddp.register_comm_hook(None, hook[config.compress])
     return ddp
+
+
+def when_backward_is_done(parameter: Tensor, call: Callable[[], None]) -> None:
+    """Call it at the end of each of this rank's backward passes, before it begins to wait for the others' gradients.
+
+    The engine runs what is queued for its end in the order in which it was queued, and DDP queues its wait when
+    the last gradient is there; this is queued as soon as that of `parameter` is, which every pass must reach.
+    """
+
+    def queue(gradient: Tensor) -> None:
+        torch.autograd.Variable._execution_engine.queue_callback(call)
+
+    parameter.register_hook(queue)  # type: ignore[no-untyped-call]
 
 
 def without_reduction(ddp: DistributedDataParallel, skip: bool) -> AbstractContextManager[None]:

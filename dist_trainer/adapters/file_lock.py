@@ -16,6 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dist_trainer.adapters.files import open_private
+from dist_trainer.adapters.records import read_record
+
 _CHANGES_WITHIN_S = 5.0  # it takes milliseconds
 
 
@@ -56,6 +59,14 @@ def hold(
         os.close(descriptor)
 
 
+def read_owner(path: Path) -> Owner | None:
+    """Whose name the lock's file has: its holder, or who died without releasing it."""
+    try:
+        return read_record(Owner, path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
 def _claim(
     path: Path,
     me: Owner,
@@ -92,7 +103,7 @@ def _flock(
 ) -> int:
     """The open file, locked; where its holder's time is over a new one, locked, in its place."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             if _try_flock(descriptor):
                 return os.dup(descriptor)
@@ -120,7 +131,7 @@ def _try_flock(descriptor: int) -> bool:
 def _replace(path: Path, me: Owner) -> int:
     """A new file in the place of the one at `path`: it is locked and ours before anybody can see it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = open_private(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _write_owner(descriptor, me)
@@ -138,7 +149,7 @@ def _alone(path: Path, held: Callable[[Owner | None], Exception]) -> Iterator[No
     guard = path.with_name(f".{path.name}.changing")
     deadline = time.monotonic() + _CHANGES_WITHIN_S
     while True:
-        descriptor = os.open(guard, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = open_private(guard, os.O_RDWR | os.O_CREAT)
         try:
             if _try_flock(descriptor) and _is_at(descriptor, guard):
                 try:
@@ -162,8 +173,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _read_owner(descriptor: int) -> Owner | None:
     try:
-        return Owner(**json.loads(os.pread(descriptor, 4096, 0)))
-    except (ValueError, TypeError):  # released, or its holder is just writing it
+        return read_record(Owner, os.pread(descriptor, 4096, 0))
+    except ValueError:  # released, or its holder is just writing it
         return None
 
 

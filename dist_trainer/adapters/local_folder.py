@@ -1,10 +1,13 @@
 """A folder on a local or mounted file system, with the durability that a commit needs."""
 
 import errno
+import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -15,6 +18,7 @@ _SMALL = (
     64 << 10
 )  # buffers below this are gathered: a call for each of a thousand scalars is slower than a copy
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # such a file system has no folder entries of its own to sync
+_NO_FILE = "is no plain file"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -40,6 +44,27 @@ def blocks(data: Data) -> Iterator[memoryview]:
         yield memoryview(gathered)
 
 
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, that survive a power cut; for their owner alone."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(path.parent)
+
+
 class LocalFolder:
     """The files under `root`. Raises plain OSErrors; every created file is fsynced before it is closed."""
 
@@ -48,9 +73,9 @@ class LocalFolder:
 
     def write(self, name: str, data: Data) -> None:
         """Create a new file; FileExistsError where it is there already."""
-        path = self.root / name
-        self._make_folder(path.parent)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        path = self._unlinked(name)
+        make_folder(path.parent)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             for block in blocks(data):
                 while block:  # a nearly full disk writes short before it fails
@@ -79,21 +104,35 @@ class LocalFolder:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            self.write(name, data)
+            self._write_whole(name, data)
 
-    def read(self, name: str) -> bytearray:
-        """The whole file."""
-        with (self.root / name).open("rb", buffering=0) as file:
-            content = bytearray(os.fstat(file.fileno()).st_size)
-            filled = 0
-            while filled < len(content) and (count := file.readinto(memoryview(content)[filled:])):
+    def _write_whole(self, name: str, data: bytes) -> None:
+        """Without links: what could not be written to its end is no file."""
+        try:
+            self.write(name, data)
+        except FileExistsError:
+            raise
+        except OSError:
+            self.delete(name)
+            raise
+
+    def read(self, name: str, seen: Callable[[memoryview], None]) -> Buffer:
+        """The whole file; `seen` is called with each part of it as soon as that is there."""
+        with self._open(name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                return b""
+            # a bytearray would be filled with zeros before anything is read into it
+            content, filled = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)), 0
+            while filled < size and (count := file.readinto(content[filled : filled + BLOCK])):
+                seen(content[filled : filled + count])
                 filled += count
-        return content[:filled] if filled < len(content) else content
+        return content[:filled]
 
     def stream(self, name: str) -> Iterator[Buffer]:
         """The file in blocks, each valid until the next one is asked for."""
         block = bytearray(BLOCK)
-        with (self.root / name).open("rb", buffering=0) as file:
+        with self._open(name) as file:
             while count := file.readinto(block):
                 yield memoryview(block)[:count]
 
@@ -114,15 +153,18 @@ class LocalFolder:
 
     def size(self, name: str) -> int:
         """The file's size in bytes."""
-        return (self.root / name).stat().st_size
+        found = (self.root / name).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, _NO_FILE, name)
+        return found.st_size
 
     def delete(self, name: str) -> None:
         """Remove the file if it is there."""
-        (self.root / name).unlink(missing_ok=True)
+        self._unlinked(name).unlink(missing_ok=True)
 
     def delete_folder(self, name: str) -> None:
         """Remove the folder and all that is in it, if it is there."""
-        path = self.root / name
+        path = self._unlinked(name)
         try:
             shutil.rmtree(path)
         except FileNotFoundError:
@@ -131,21 +173,22 @@ class LocalFolder:
 
     def sync_folder(self, name: str) -> None:
         """Make the folder's own entries durable."""
-        descriptor = os.open(self.root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in _NO_FOLDER_SYNC:
-                raise
-        finally:
-            os.close(descriptor)
+        sync_folder(self.root / name)
 
-    def _make_folder(self, folder: Path) -> None:
-        if folder.is_dir():
-            return
-        self._make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        self.sync_folder(str(folder.parent.absolute()))
+    def _open(self, name: str) -> FileIO:
+        """Open a plain file for reading: a named pipe in its place would be waited for."""
+        descriptor = os.open(self.root / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return FileIO(descriptor)
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, _NO_FILE, name)
+
+    def _unlinked(self, name: str) -> Path:
+        """Where to change something: not through a link in here, which may lead to anything. `root` may be one."""
+        for folder in Path(name).parents:
+            if folder != Path() and (self.root / folder).is_symlink():
+                raise OSError(errno.ELOOP, f"{folder} is a symbolic link, and nothing is changed through one")
+        return self.root / name
 
     def close(self) -> None:
         """Nothing is held open."""

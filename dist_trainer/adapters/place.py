@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,7 @@ from dist_trainer.adapters.slurm_job import JOB_END_VARIABLE, SIGNAL_BEFORE_VARI
 from dist_trainer.errors import ConfigError
 
 FENCE_VARIABLE = "DIST_TRAINER_FENCE"
+_BACKLOG = 2048  # every rank connects at once
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,27 @@ class Place:
             job_end=float(end) if end else None,
             signal_before_s=float(environment.get(SIGNAL_BEFORE_VARIABLE, 0)),
         )
+
+
+@contextmanager
+def on_loopback_if_alone(place: Place) -> Iterator[None]:
+    """While the context lasts, gloo and NCCL listen on the loopback interface alone where all ranks are on this
+    node, unless the user named an interface: their ports have no login."""
+    names = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
+    is_alone = place.world_size == place.local_world_size
+    added = {name: value for name, value in names.items() if is_alone and name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def listen_on(address: str) -> tuple[int, int]:
+    """A free port of this address alone, and the descriptor of a socket that listens there, for who takes it over."""
+    with socket.create_server((address, 0), backlog=_BACKLOG) as server:
+        return server.getsockname()[1], server.detach()
 
 
 def choose_device(wanted: str, place: Place) -> torch.device:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 class _Folder(Protocol):
     def write(self, name: str, data: Data) -> None: ...
     def create_exclusive(self, name: str, data: bytes) -> None: ...
-    def read(self, name: str) -> Buffer: ...
+    def read(self, name: str, seen: Callable[[memoryview], None]) -> Buffer: ...
     def stream(self, name: str) -> Iterator[Buffer]: ...
     def list(self, folder: str) -> list[str]: ...
     def exists(self, name: str) -> bool: ...
@@ -40,22 +40,25 @@ class Storage:
 
     Raises FileExistsError and FileNotFoundError where they say what happened, and StorageError for all else;
     transient errors of a remote store are retried with growing delays first. `options` go to the fsspec
-    file system.
+    file system. `shown` stands for a remote URL in messages, where that holds a secret.
     """
 
     def __init__(
         self,
         url: str | Path,
         *,
+        shown: str = "",
         options: Mapping[str, Any] | None = None,
         retry_delays_s: Sequence[float] = _RETRY_DELAYS_S,
     ) -> None:
-        self.url = str(url).rstrip("/") or "/"
-        path = re.sub(r"^(file|local)://", "", self.url)
+        place = str(url).rstrip("/") or "/"
+        path = re.sub(r"^(file|local)://", "", place)
         self.is_local = "://" not in path
-        self._folder: _Folder = (
-            LocalFolder(Path(path)) if self.is_local else _Remote(self.url, options or {}, retry_delays_s)
-        )
+        self.url = place if self.is_local else shown.rstrip("/") or place
+        self._retry_delays_s = retry_delays_s
+        self._folder: _Folder = LocalFolder(Path(path))
+        if not self.is_local:
+            self._folder = _Remote(place, self.url, options or {}, retry_delays_s)
 
     def write(self, name: str, data: Data) -> None:
         """Store a new file; on a local one, fsync it. A sequence of buffers is one file, in that order."""
@@ -69,10 +72,10 @@ class Storage:
         with self._errors("create", name):
             self._folder.create_exclusive(name, data)
 
-    def read(self, name: str) -> Buffer:
-        """The whole file."""
+    def read(self, name: str, *, seen: Callable[[memoryview], None] = lambda part: None) -> Buffer:
+        """The whole file; `seen` is called with its parts in order, each as soon as it is there."""
         with self._errors("read", name):
-            return self._folder.read(name)
+            return self._folder.read(name, seen)
 
     def stream(self, name: str) -> Iterator[Buffer]:
         """The file in blocks, each valid until the next one is asked for."""
@@ -124,13 +127,20 @@ class Storage:
                 raise StorageError(f"{self.url}: two exclusive creates of one name both succeeded; {_NEEDS}")
             if bytes(self.read(name)) != first or self.size(name) != len(first):
                 raise StorageError(f"{self.url}: what was written is not what is read back; {_NEEDS}")
-            if name not in self.list():
+            if not self._is_listed_soon(name):
                 raise StorageError(f"{self.url}: a new file is missing from the listing; {_NEEDS}")
         finally:
             with suppress(StorageError):
                 self.delete(name)
         if self.exists(name):
             raise StorageError(f"{self.url}: a deleted file is still there; {_NEEDS}")
+
+    def _is_listed_soon(self, name: str) -> bool:
+        for delay_s in () if self.is_local else self._retry_delays_s:  # a listing may lag behind
+            if name in self.list():
+                return True
+            time.sleep(delay_s)
+        return name in self.list()
 
     @contextmanager
     def _errors(self, doing: str, name: str) -> Iterator[None]:
@@ -147,6 +157,7 @@ class Storage:
             raise StorageError(f"{where}: cannot {doing}: {error.strerror or error}") from error
 
 
+_NOT_WRITABLE = ("http://", "https://")  # somebody else's configuration could send secrets there
 _READING = {"read", "open", "measure"}  # elsewhere a missing folder or bucket is the store's fault
 _NEEDS = "checkpoints need exclusive creation and reading one's own writes (checkpoint.folder)"
 
@@ -154,9 +165,11 @@ _NEEDS = "checkpoints need exclusive creation and reading one's own writes (chec
 class _Remote:
     """A folder behind fsspec, where a transient error is tried again."""
 
-    def __init__(self, url: str, options: Mapping[str, Any], retry_delays_s: Sequence[float]) -> None:
-        self._delays_s = retry_delays_s
-        self._fs, self._root = _open_file_system(url, options)
+    def __init__(
+        self, url: str, shown: str, options: Mapping[str, Any], retry_delays_s: Sequence[float]
+    ) -> None:
+        self._delays_s, self._shown = retry_delays_s, shown
+        self._fs, self._root = _open_file_system(url, shown, options)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -179,7 +192,7 @@ class _Remote:
         raise AssertionError("the last try returns or raises")
 
     def _where(self, name: str) -> str:
-        return str(self._fs.unstrip_protocol(self._path(name)))
+        return f"{self._shown}/{name}".rstrip("/")
 
     def write(self, name: str, data: Data) -> None:
         self._retry("write", name, lambda: self._put(name, data, "wb"))
@@ -205,8 +218,10 @@ class _Remote:
             if bytes(self.read(name)) != data:
                 raise
 
-    def read(self, name: str) -> Buffer:
-        return cast(bytes, self._retry("read", name, lambda: self._fs.cat_file(self._path(name))))
+    def read(self, name: str, seen: Callable[[memoryview], None] = lambda part: None) -> Buffer:
+        content = cast(bytes, self._retry("read", name, lambda: self._fs.cat_file(self._path(name))))
+        seen(memoryview(content))
+        return content
 
     def stream(self, name: str) -> Iterator[Buffer]:
         path, size, step = self._path(name), self.size(name), 4 * BLOCK
@@ -257,9 +272,13 @@ class _Remote:
             self._fs.close_session(self._fs.loop, client)
 
 
-def _open_file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+def _open_file_system(url: str, shown: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     import fsspec  # here: a local folder needs none of it
 
+    if "::" in url or url.startswith(_NOT_WRITABLE):
+        raise StorageError(
+            f"checkpoint.folder: {shown}: is not a store that can be written to, such as s3://"
+        )
     own: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if url.startswith(("s3://", "s3a://")):
         # one owner of retries: those of botocore and s3fs would multiply with ours
@@ -268,7 +287,7 @@ def _open_file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         fs, root = fsspec.core.url_to_fs(url, **{**options, **own})
     except (ImportError, ValueError) as error:
         raise StorageError(
-            f"checkpoint.folder: {url}: {error}; s3:// needs `pip install 'dist-trainer[s3]'`"
+            f"checkpoint.folder: {shown}: {error}; s3:// needs `pip install 'dist-trainer[s3]'`"
         ) from error
     if hasattr(fs, "retries"):
         fs.retries = 1

@@ -22,7 +22,7 @@ def open_store(
         # another run may have taken the folder's place (--fresh) while a lost node still trains this one
         return run.highest_fence() if run.info().run_id == info.run_id else fence + 1
 
-    storage = Storage(run.checkpoint_url(config.folder))
+    storage = Storage(run.checkpoint_url(config.folder), shown=run.checkpoint_url(config.folder, shown=True))
     return CheckpointStore(storage, fence=fence, highest_fence=highest_fence, report=report)
 
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dist_trainer.errors import CorruptCheckpoint
+from dist_trainer.checkpoint.structure import NOT_AS_WRITTEN
+from dist_trainer.errors import CorruptCheckpoint, UsageError
 
-HEADER_LIMIT = 100 << 20
+HEADER_LIMIT = 16 << 20  # of a hundred thousand tensors; to parse it takes ten times its size
 METADATA = "__metadata__"
 ITEM_SIZE = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
@@ -45,7 +46,7 @@ class Header:
 
 
 def write_header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a file, padded with spaces to a multiple of 8."""
+    """The first bytes of a file, padded with spaces to a multiple of 8. UsageError: more than is ever read back."""
     document: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     for name, entry in entries.items():
         document[name] = {
@@ -55,6 +56,11 @@ def write_header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> b
         }
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise UsageError(
+            f"{len(entries)} tensors are more than a checkpoint holds: their names and shapes take {len(text)} "
+            f"bytes, and {HEADER_LIMIT} are read"
+        )
     return len(text).to_bytes(8, "little") + text
 
 
@@ -71,7 +77,7 @@ def read_header(start: bytes | bytearray | memoryview, file_size: int) -> Header
         document = json.loads(bytes(start[8 : 8 + length]))
         metadata = {str(key): _text(value) for key, value in document.pop(METADATA, {}).items()}
         entries = {name: _entry(value) for name, value in document.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except NOT_AS_WRITTEN as error:
         raise CorruptCheckpoint(f"not a safetensors header: {error!r}") from error
     _check_without_gaps(entries, file_size - 8 - length)
     return Header(entries, metadata, 8 + length)

@@ -5,14 +5,15 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from dist_trainer.checkpoint.structure import pack, unpack
+from dist_trainer.checkpoint.structure import NOT_AS_WRITTEN, pack, unpack
 from dist_trainer.errors import CorruptCheckpoint
 
 MANIFEST, COMMIT, QUARANTINE = "MANIFEST.json", "COMMIT.json", "QUARANTINE.json"
-MANIFEST_LIMIT = 16 << 20
+MANIFEST_LIMIT = 4 << 20  # to parse what is hostile takes fifty times its size
 FORMAT = 1
 _FOLDER = re.compile(r"step-([0-9]{9,18})-f([0-9]{4,9})")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -34,9 +35,13 @@ class Checkpoint:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The evaluation's results at that step."""
-        metrics = self.info.get("metrics")
-        return metrics if isinstance(metrics, dict) else {}
+        """The evaluation's results at that step; without what is no number that fits into a float."""
+        metrics, found = self.info.get("metrics"), {}
+        for name, value in metrics.items() if isinstance(metrics, dict) else ():
+            if isinstance(name, str) and type(value) in (int, float):
+                with suppress(OverflowError):
+                    found[name] = float(value)
+        return found
 
 
 def parse_name(name: str) -> Checkpoint | None:
@@ -83,7 +88,7 @@ class Manifest:
             head = tuple(document[key] for key in ("format", "step", "fence"))
             files = {name: _record(name, entry) for name, entry in document["files"].items()}
             info = unpack(document["info"])
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except NOT_AS_WRITTEN as error:
             raise CorruptCheckpoint(f"not readable: {error!r}") from error
         if head != (FORMAT, checkpoint.step, checkpoint.fence) or not isinstance(info, dict):
             raise CorruptCheckpoint(f"format, step, fence are {head}: not the manifest of {checkpoint.name}")

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from dist_trainer.adapters.storage import Buffer
-from dist_trainer.checkpoint.structure import TAG, Tagged, pack, unpack
+from dist_trainer.checkpoint.structure import NOT_AS_WRITTEN, TAG, Tagged, pack, unpack
 from dist_trainer.checkpoint.tensors import check_storable, from_buffer, to_buffers
 from dist_trainer.checkpoint.weights import load_weights
-from dist_trainer.errors import CorruptCheckpoint
+from dist_trainer.errors import CorruptCheckpoint, UsageError
 
 __all__ = ["Captured", "State", "capture", "decode", "encode", "load_weights", "serialize"]
 
 MODEL, TENSORS, VALUES = "model.safetensors", "training.safetensors", "training.json"
 FORMAT = 1
+VALUES_LIMIT = 16 << 20
 _DTYPES = {
     str(value).removeprefix("torch."): value
     for value in vars(torch).values()
@@ -65,11 +66,13 @@ def capture(state: State) -> Captured:
 
 def serialize(captured: Captured) -> dict[str, list[Buffer]]:
     """The three files, as lists of buffers that share the tensors' memory."""
-    return {
-        MODEL: to_buffers(captured.model),
-        TENSORS: to_buffers(captured.training),
-        VALUES: [json.dumps(captured.values, allow_nan=False, separators=(",", ":")).encode()],
-    }
+    values = json.dumps(captured.values, allow_nan=False, separators=(",", ":")).encode()
+    if len(values) > VALUES_LIMIT:
+        raise UsageError(
+            f"the state of training without its tensors is {len(values)} bytes, of which a checkpoint holds "
+            f"{VALUES_LIMIT}; keep what is large in it as tensors"
+        )
+    return {MODEL: to_buffers(captured.model), TENSORS: to_buffers(captured.training), VALUES: [values]}
 
 
 def encode(model: Mapping[str, Any], training: Any = None) -> dict[str, list[Buffer]]:
@@ -78,14 +81,20 @@ def encode(model: Mapping[str, Any], training: Any = None) -> dict[str, list[Buf
 
 
 def decode(files: Mapping[str, Buffer]) -> tuple[dict[str, Any], Any]:
-    """The model's state dict and the training values, on the CPU. Raises CorruptCheckpoint."""
+    """The model's state dict, to be loaded into a model, and the training values. Raises CorruptCheckpoint.
+
+    The model's tensors lie in the file's own buffer: a model copies them. The others have memory of their own,
+    aligned as torch does it, since an optimizer may go on with them as they are.
+    """
     missing = [name for name in (MODEL, TENSORS, VALUES) if name not in files]
     if missing:
         raise CorruptCheckpoint(f"not a checkpoint of a training state: {', '.join(missing)} missing")
+    if len(files[VALUES]) > VALUES_LIMIT:
+        raise CorruptCheckpoint(f"{VALUES}: larger than {VALUES_LIMIT} bytes")
     try:
         values = json.loads(bytes(files[VALUES]))
         version, packed, packed_extra = (values[key] for key in ("format", "training", "model_extra"))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except NOT_AS_WRITTEN as error:
         raise CorruptCheckpoint(f"{VALUES}: not readable: {error!r}") from error
     if version != FORMAT:
         raise CorruptCheckpoint(f"{VALUES}: format {version!r}, this version reads {FORMAT}")
@@ -95,7 +104,9 @@ def decode(files: Mapping[str, Buffer]) -> tuple[dict[str, Any], Any]:
         return _unpack_leaf(tagged, tensors)
 
     extra = unpack(packed_extra, leaf=leaf)
-    return {**from_buffer(files[MODEL]), **extra}, unpack(packed, leaf=leaf)
+    if not isinstance(extra, dict):
+        raise CorruptCheckpoint(f"{VALUES}: model_extra is a {type(extra).__name__}, not names and values")
+    return {**from_buffer(files[MODEL], in_place=True), **extra}, unpack(packed, leaf=leaf)
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -7,42 +7,39 @@
         MANIFEST.json            {"format": 1, "step": 1200, "fence": 3, "nonce": ..., "info": {...},
                                   "files": {"model.safetensors": {"size": ..., "sha256": ...}, ...}}
         COMMIT.json              {"manifest_size": ..., "manifest_sha256": ...}: created exclusively, last
-        QUARANTINE.json          {"reason": ...}: the bytes were found to differ; kept, never used again
+        QUARANTINE.json          {"reason": ...}: the bytes were found to differ; kept, and passed over
 
 A folder without COMMIT.json does not exist. Every file is fsynced, then the folders, then the fence is
 looked at, then COMMIT.json appears, whole or not at all. Nothing is ever renamed. The newest is the highest
 (fence, step): an attempt that was overtaken cannot win even if it commits late.
 """
 
-import hashlib
 import json
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import suppress
 from typing import Any
 
-from dist_trainer.adapters.storage import Buffer, Data, Storage, blocks
+from dist_trainer.adapters.storage import Buffer, Data, Storage
 from dist_trainer.checkpoint.manifest import (
     COMMIT,
     MANIFEST,
-    MANIFEST_LIMIT,
     QUARANTINE,
     Checkpoint,
-    FileRecord,
     Manifest,
     commit_record,
     parse_name,
 )
+from dist_trainer.checkpoint.reader import CheckpointReader, digest_of
 from dist_trainer.checkpoint.retention import kept
 from dist_trainer.config.schema import CheckpointConfig
-from dist_trainer.errors import CorruptCheckpoint, FencedOut, NoUsableCheckpoint, StorageError, UsageError
+from dist_trainer.errors import CorruptCheckpoint, FencedOut, NoUsableCheckpoint, StorageError
 
 __all__ = ["Checkpoint", "CheckpointStore"]
 
 
-class CheckpointStore:
+class CheckpointStore(CheckpointReader):
     """The checkpoints of one run in one folder.
 
     `fence` is the attempt's number and `highest_fence()` the newest attempt's; a tool that only reads passes
@@ -57,43 +54,54 @@ class CheckpointStore:
         highest_fence: Callable[[], int],
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self.storage = storage
+        super().__init__(storage)
         self.fence = fence
         self._highest_fence = highest_fence
         self._report = report
         self._proven: set[str] = set()
+        self._own: set[str] = set()  # committed here, or tried to
 
     def commit(self, step: int, files: Mapping[str, Data], info: Mapping[str, Any]) -> Checkpoint:
-        """Write a checkpoint; when this returns it is durable. One that is there already is left as it is.
+        """Write a checkpoint; when this returns it is durable. One that this store committed is left as it is.
 
         Raises FencedOut where a newer attempt has taken over, StorageError where it could not be written:
         older checkpoints are untouched by that, and what was written of this one is removed.
         """
         checkpoint = Checkpoint(fence=self.fence, step=step, info=dict(info))
-        if self.storage.exists(f"{checkpoint.name}/{COMMIT}"):
-            if self.storage.exists(f"{checkpoint.name}/{QUARANTINE}"):
+        if self._is_committed(checkpoint.name):
+            if self._is_quarantined(checkpoint.name):
                 raise StorageError(
                     f"{self._where(checkpoint)}: was damaged after its commit (see {QUARANTINE}), and a committed "
                     "checkpoint is never written over; look at the store: later steps are saved under other names"
                 )
+            if checkpoint.name not in self._own:
+                raise self._not_alone(checkpoint)
             return self.get(checkpoint.name)
         self._check_fence()
         self.storage.delete_folder(checkpoint.name)  # of an earlier try: the fence in the name is ours
         try:
             manifest = self._write_data(checkpoint, files)
             self._check_fence()
+            self._own.add(checkpoint.name)  # the marker may be there though its writing failed
             self.storage.create_exclusive(f"{checkpoint.name}/{COMMIT}", commit_record(manifest))
         except (StorageError, FileExistsError) as error:
             self._discard(checkpoint.name)
             if isinstance(error, FileExistsError):
-                raise StorageError(f"{self._where(checkpoint)}: someone else writes here too") from error
+                self._own.discard(checkpoint.name)
+                raise self._not_alone(checkpoint) from error
             raise
         return checkpoint
+
+    def _not_alone(self, checkpoint: Checkpoint) -> StorageError:
+        return StorageError(
+            f"{self._where(checkpoint)}: someone else writes here too, as a copy of the run folder would; "
+            "give one of them another checkpoint.folder"
+        )
 
     def _write_data(self, checkpoint: Checkpoint, files: Mapping[str, Data]) -> bytes:
         records = {}
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as hasher:
-            digests = {name: hasher.submit(_digest, data) for name, data in files.items()}
+            digests = {name: hasher.submit(digest_of, data) for name, data in files.items()}
             for name, data in files.items():
                 self.storage.write(f"{checkpoint.name}/{name}", data)
                 records[name] = digests[name].result()
@@ -114,78 +122,51 @@ class CheckpointStore:
     def _discard(self, name: str) -> None:
         # a full disk needs the room; but where the marker may have arrived, the data has to stay
         with suppress(StorageError):
-            if not self.storage.exists(f"{name}/{COMMIT}"):
+            if not self._is_committed(name):
                 self.storage.delete_folder(name)
 
-    def list(self) -> list[Checkpoint]:
-        """All that were committed and not quarantined, newest first; `info` is empty where unreadable."""
-        return [checkpoint for checkpoint, quarantined in self._committed() if not quarantined]
-
-    def _committed(self) -> Sequence[tuple[Checkpoint, bool]]:
-        found = []
-        for checkpoint in filter(None, map(parse_name, self.storage.list())):
-            names = self.storage.list(checkpoint.name)
-            if COMMIT in names:
-                found.append((self._with_info(checkpoint), QUARANTINE in names))
-        return sorted(found, reverse=True)
-
-    def _with_info(self, checkpoint: Checkpoint) -> Checkpoint:
-        try:
-            return replace(checkpoint, info=self._manifest(checkpoint).info)
-        except CorruptCheckpoint:
-            return checkpoint
-
-    def get(self, name: str) -> Checkpoint:
-        """The checkpoint in that folder. Raises UsageError where there is none."""
-        for checkpoint in self.list():
-            if checkpoint.name == name:
-                return checkpoint
-        there = ", ".join(checkpoint.name for checkpoint in self.list()) or "none"
-        raise UsageError(f"{self.storage.url}: no checkpoint {name}; there: {there}")
-
-    def read(self, checkpoint: Checkpoint) -> dict[str, Buffer]:
-        """The content of every file, all digests checked. Raises CorruptCheckpoint."""
-        files = {}
-        for name, record in self._manifest(checkpoint).files.items():
-            with self._file(checkpoint, name) as path:
-                self._check_size(path, record.size)
-                files[name] = self.storage.read(path)
-                _check(_digest(files[name]), record)
-        return files
-
-    def verify(self, checkpoint: Checkpoint) -> None:
-        """Read and check every byte without keeping them. Raises CorruptCheckpoint."""
-        for name, record in self._manifest(checkpoint).files.items():
-            with self._file(checkpoint, name) as path:
-                self._check_size(path, record.size)
-                hasher, read = hashlib.sha256(), 0
-                for block in self.storage.stream(path):
-                    hasher.update(block)
-                    read += len(block)
-                _check(FileRecord(read, hasher.hexdigest()), record)
-
-    def newest_good(self) -> tuple[Checkpoint, dict[str, Buffer]] | None:
+    def newest_good(self, known: Collection[str] = ()) -> tuple[Checkpoint, dict[str, Buffer]] | None:
         """The newest one that is whole, with its files; None if none was ever committed.
 
-        Bad ones on the way are quarantined. Raises NoUsableCheckpoint if there are some and none is good.
+        Bad ones on the way are quarantined. Where nothing else is good, those in quarantine are read again: one
+        that was brought back from a copy, or that a passing fault had damaged, is used. The listing of a store
+        may lag behind: `known` names checkpoints that were committed at some time, which are looked for directly.
+        Raises NoUsableCheckpoint if there are some and none is good.
         """
-        committed = self._committed()
-        for checkpoint, quarantined in committed:
+        there, doubted = [], []
+        for checkpoint, quarantined in self._candidates(known):
+            there.append(checkpoint.name)
             if quarantined:
+                doubted.append(checkpoint)
                 continue
             try:
                 return checkpoint, self.read(checkpoint)
             except CorruptCheckpoint as error:
                 self._quarantine(checkpoint, error)
-        if committed and any(self.storage.exists(f"{c.name}/{COMMIT}") for c, _ in committed):
+        for checkpoint in doubted:
+            with suppress(CorruptCheckpoint):
+                files = self.read(checkpoint)
+                self._set_free(checkpoint)
+                return checkpoint, files
+        if any(map(self._is_committed, there)):
             raise NoUsableCheckpoint(
-                f"{self.storage.url}: {len(committed)} checkpoints and none is whole (see QUARANTINE.json in "
-                f"each); bring one back from a copy, or start over with --fresh"
+                f"{self.storage.url}: {len(there)} checkpoints and none is whole (see QUARANTINE.json in "
+                f"each); bring one back from a copy, all of its files, or start over with --fresh"
             )
         return None
 
+    def _candidates(self, known: Collection[str]) -> Iterator[tuple[Checkpoint, bool]]:
+        """The committed ones newest first, and whether they are quarantined; asks only for what is iterated."""
+        listed = dict(self.committed())
+        named = set(filter(None, map(parse_name, known)))
+        for checkpoint in sorted(listed.keys() | named, reverse=True):
+            if checkpoint in listed:
+                yield checkpoint, listed[checkpoint]
+            elif self._is_committed(checkpoint.name):
+                yield self._with_info(checkpoint), self._is_quarantined(checkpoint.name)
+
     def _quarantine(self, checkpoint: Checkpoint, error: CorruptCheckpoint) -> None:
-        if not self.storage.exists(f"{checkpoint.name}/{COMMIT}"):
+        if not self._is_committed(checkpoint.name):
             return  # its owner was deleting it while we read
         self._report(f"{error}; put in quarantine, using the one before it")
         record = json.dumps({"reason": str(error), "nonce": secrets.token_hex(16)}, indent=1).encode() + b"\n"
@@ -194,6 +175,11 @@ class CheckpointStore:
                 self.storage.create_exclusive(f"{checkpoint.name}/{QUARANTINE}", record)
             except StorageError as refused:  # a reader without the right to write still passes it over
                 self._report(str(refused))
+
+    def _set_free(self, checkpoint: Checkpoint) -> None:
+        self._report(f"{self._where(checkpoint)}: is whole again, and taken out of quarantine")
+        with suppress(StorageError):  # as above
+            self.storage.delete(f"{checkpoint.name}/{QUARANTINE}")
 
     def retain(self, config: CheckpointConfig, keep: Collection[str] = ()) -> Sequence[str]:
         """Delete what the configuration does not keep (nor `keep`, by name); returns the deleted names.
@@ -227,49 +213,9 @@ class CheckpointStore:
 
     def _clear_leftovers(self) -> None:
         for checkpoint in filter(None, map(parse_name, self.storage.list())):
-            if checkpoint.fence < self.fence and not {COMMIT, QUARANTINE} & set(
-                self.storage.list(checkpoint.name)
-            ):
-                self.storage.delete_folder(checkpoint.name)
-
-    def _manifest(self, checkpoint: Checkpoint) -> Manifest:
-        with self._file(checkpoint, MANIFEST) as path:
-            if self.storage.size(path) > MANIFEST_LIMIT:
-                raise CorruptCheckpoint(f"larger than {MANIFEST_LIMIT} bytes")
-            raw = bytes(self.storage.read(path))
-        with self._file(checkpoint, COMMIT) as path:
-            record = commit_record(raw)
-            if self.storage.size(path) != len(record) or bytes(self.storage.read(path)) != record:
-                raise CorruptCheckpoint(f"is not the marker of this {MANIFEST}")
-        with self._file(checkpoint, MANIFEST):
-            return Manifest.parse(raw, checkpoint)
-
-    def _check_size(self, path: str, size: int) -> None:
-        if (found := self.storage.size(path)) != size:
-            raise CorruptCheckpoint(f"{found} bytes, {size} were committed")
-
-    @contextmanager
-    def _file(self, checkpoint: Checkpoint, name: str) -> Iterator[str]:
-        where = f"{self._where(checkpoint)}/{name}"
-        try:
-            yield f"{checkpoint.name}/{name}"
-        except FileNotFoundError as error:
-            raise CorruptCheckpoint(f"{where}: missing") from error
-        except CorruptCheckpoint as error:
-            raise CorruptCheckpoint(f"{where}: {error}") from error
-
-    def _where(self, checkpoint: Checkpoint) -> str:
-        return f"{self.storage.url}/{checkpoint.name}"
-
-
-def _digest(data: Data) -> FileRecord:
-    hasher, size = hashlib.sha256(), 0
-    for block in blocks(data):
-        hasher.update(block)
-        size += block.nbytes
-    return FileRecord(size, hasher.hexdigest())
-
-
-def _check(found: FileRecord, committed: FileRecord) -> None:
-    if found != committed:
-        raise CorruptCheckpoint(f"sha256 {found.sha256[:12]}..., {committed.sha256[:12]}... was committed")
+            name = checkpoint.name
+            if checkpoint.fence >= self.fence or {COMMIT, QUARANTINE} & set(self.storage.list(name)):
+                continue
+            # a listing may lag behind the marker: what is deleted for having none is asked itself
+            if not self._is_committed(name) and not self._is_quarantined(name):
+                self.storage.delete_folder(name)

@@ -16,6 +16,8 @@ from typing import Any
 from dist_trainer.errors import CorruptCheckpoint, UsageError
 
 TAG = "$"
+# what a reader of a hostile document meets: a missing key, a number that is none or too large, too deep a tree
+NOT_AS_WRITTEN = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 Tagged = dict[str, Any]
 _SEQUENCES: dict[str, type[Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 _MAPPINGS: dict[str, type[Any]] = {"dict": dict, "ordered": OrderedDict, "counter": Counter}
@@ -73,7 +75,7 @@ def unpack(document: Any, *, leaf: Callable[[Tagged], Any] | None = None) -> Any
     """What `pack` was given. Raises CorruptCheckpoint where the document is not one of pack's."""
     try:
         return _unpack(document, leaf)
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except NOT_AS_WRITTEN as error:
         raise CorruptCheckpoint(f"not a packed value: {error!r}") from error
 
 

@@ -7,6 +7,7 @@ layouts), `dtypes` (types that are stored as another one, such as complex128).
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from dist_trainer.adapters.storage import Buffer
 from dist_trainer.checkpoint.header import METADATA, Entry, Header, read_header, write_header
+from dist_trainer.checkpoint.structure import NOT_AS_WRITTEN
 from dist_trainer.errors import CorruptCheckpoint, UsageError
 
 NOTES = "dist_trainer"
@@ -134,33 +136,49 @@ def _memory(flat: Tensor) -> memoryview:
     return memoryview(array)
 
 
-def from_buffer(data: Buffer) -> dict[str, Tensor]:
+def from_buffer(data: Buffer, *, in_place: bool = False) -> dict[str, Tensor]:
     """The tensors of a file, each in memory of its own except for tied ones, in the order they were saved.
 
-    Raises CorruptCheckpoint where the file is not what `to_buffers` or another safetensors writer makes.
+    With `in_place` they lie in `data` where they can: enough to be copied from, and half the time. Raises
+    CorruptCheckpoint where the file is not what `to_buffers` or another safetensors writer makes.
     """
     header = read_header(data, len(data))
     try:
         notes = json.loads(header.metadata.get(NOTES, "{}"))
-        return _tensors(header, notes, memoryview(data)[header.data_start :])
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        return _tensors(header, notes, memoryview(data)[header.data_start :], in_place)
+    except NOT_AS_WRITTEN as error:
         raise CorruptCheckpoint(f"not a readable safetensors file: {error!r}") from error
 
 
-def _tensors(header: Header, notes: Mapping[str, Mapping[str, Any]], data: memoryview) -> dict[str, Tensor]:
+def _tensors(
+    header: Header, notes: Mapping[str, Mapping[str, Any]], data: memoryview, in_place: bool
+) -> dict[str, Tensor]:
     dtypes, strides = notes.get("dtypes", {}), notes.get("strides", {})
     tensors = {}
     for name, entry in header.entries.items():
         shape, dtype = entry.shape, _READ[entry.dtype]
         if name in dtypes:
             shape, dtype = shape[:-1], _READ_CARRIED[dtypes[name]]
-        flat = torch.empty(math.prod(shape), dtype=dtype)
-        if entry.end > entry.start:
-            _memory(flat)[:] = data[entry.start : entry.end]
+        if math.prod(shape) * dtype.itemsize != entry.end - entry.start:
+            raise ValueError(f"{name}: {dtype} of shape {shape} is not {entry.end - entry.start} bytes")
+        flat = _flat(data[entry.start : entry.end], dtype, in_place)
         tensors[name] = _with_strides(flat.view(shape), strides.get(name))
     for name, known in notes.get("aliases", {}).items():
         tensors[name] = tensors[known]
     return tensors
+
+
+def _flat(data: memoryview, dtype: torch.dtype, in_place: bool) -> Tensor:
+    if not data.nbytes:
+        return torch.empty(0, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of memory that cannot be written to: it is not
+        there = torch.frombuffer(data, dtype=torch.uint8)
+    if in_place and not data.readonly and there.data_ptr() % dtype.itemsize == 0:
+        return there.view(dtype)
+    flat = torch.empty(data.nbytes // dtype.itemsize, dtype=dtype)
+    flat.view(torch.uint8).copy_(there)
+    return flat
 
 
 def _with_strides(tensor: Tensor, strides: Sequence[int] | None) -> Tensor:

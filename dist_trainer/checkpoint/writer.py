@@ -9,11 +9,9 @@ from dist_trainer.checkpoint.staging import Staging
 from dist_trainer.checkpoint.state import Captured, State, capture, serialize
 from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
 from dist_trainer.config.schema import CheckpointConfig
-from dist_trainer.errors import CorruptCheckpoint, FencedOut, StorageError
+from dist_trainer.errors import CorruptCheckpoint, FencedOut, NotSaved, StorageError
 
 __all__ = ["Checkpointer", "State"]
-
-FAILURES_IN_A_ROW = 3
 
 
 class Checkpointer:
@@ -52,6 +50,16 @@ class Checkpointer:
     def is_busy(self) -> bool:
         """Whether a checkpoint is being written now."""
         return self._flight is not None and self._flight.is_alive()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the save under way, waited for as long as training went on beside it, still has not ended."""
+        flight = self._flight
+        return self.is_busy and flight is not None and flight.age_s > 2 * self._bound_s
+
+    @property
+    def _bound_s(self) -> float:
+        return 60 * self._config.max_staleness_minutes
 
     def minutes_due(self) -> bool:
         """Whether one is due by this process's clock."""
@@ -96,7 +104,7 @@ class Checkpointer:
     ) -> None:
         """Wait for the save under way, then for one of this step; returns when it is durable.
 
-        Raises StorageError where it could not be written.
+        Raises StorageError where it could not be written, NotSaved where the store hangs.
         """
         self._join()
         self._settle()
@@ -110,14 +118,24 @@ class Checkpointer:
     def poll(self) -> None:
         """Take notice of a save that ended: call it at every step; costs nothing while there is none.
 
-        Raises FencedOut, and StorageError after three failures in a row or where failures have left the
-        last commit older than `max_staleness_minutes`.
+        Raises FencedOut, and NotSaved where failures, or a save that does not end, have left the last commit
+        older than `max_staleness_minutes`.
         """
         if self._flight is not None and not self._flight.is_alive():
             self._settle()
+        if self.is_stuck:
+            raise self._not_saved(f"the save of step {self._last_started} has not ended: the store hangs")
         if self._failures and not self.is_busy and self.is_stale:
-            minutes = self._config.max_staleness_minutes
-            raise StorageError(f"no checkpoint could be saved for {minutes:g} minutes; {self._last_error}")
+            raise self._not_saved(f"the last of {self._failures} failures: {self._last_error}")
+
+    def _not_saved(self, why: str) -> NotSaved:
+        last = self.last_committed_step
+        saved = "what was saved before" if last is None else f"the checkpoint of step {last}"
+        return NotSaved(
+            f"no checkpoint could be saved for {self._config.max_staleness_minutes:g} minutes "
+            f"(checkpoint.max_staleness_minutes); {why}. Training ends and {saved} is untouched: see to the store, "
+            "then the same command goes on from there"
+        )
 
     def wait(self) -> None:
         """Wait for the save under way; raises as `poll` does."""
@@ -128,7 +146,7 @@ class Checkpointer:
         """Wait for the save under way; what goes wrong is reported, not raised. One that takes longer than
         `timeout_s` is left to itself: it dies with the process, and never commits under a newer fence."""
         if self._flight is not None:
-            self._flight.join(timeout_s)
+            self._flight.join(0 if timeout_s is not None and self.is_stuck else timeout_s)
             if self._flight.is_alive():
                 return
         try:
@@ -155,26 +173,24 @@ class Checkpointer:
     @property
     def is_stale(self) -> bool:
         """Whether the last commit is older than `max_staleness_minutes`."""
-        return time.monotonic() - self._safe_since > 60 * self._config.max_staleness_minutes
+        return time.monotonic() - self._safe_since > self._bound_s
 
     def _wait_if_stale(self) -> bool:
         if not self.is_stale:
             return False
         self._report("the checkpoint store is slow: training waits for the save under way")
-        assert self._flight is not None
-        bound_s = 60 * self._config.max_staleness_minutes
-        self._flight.join(timeout=bound_s)
-        if self._flight.is_alive():
-            raise StorageError(
-                f"the save of step {self._flight.step} has not ended within {2 * bound_s / 60:g} minutes"
-            )
+        self._join()
         self.poll()
         return True
 
     def _join(self) -> Exception | None:
+        """Wait for the save under way; its error. Raises NotSaved where it takes longer than any may."""
         if self._flight is None:
             return None
-        self._flight.join()
+        while self._flight.is_alive():
+            self._flight.join(timeout=max(0.0, 2 * self._bound_s - self._flight.age_s) + 0.01)
+            if self.is_stuck:
+                self.poll()
         return self._flight.error
 
     def _settle(self) -> None:
@@ -196,19 +212,16 @@ class Checkpointer:
     def _failed(self, step: int, error: Exception) -> None:
         self._failures += 1
         self._last_started = None
-        self._last_error = f"last error: {error}"
+        self._last_error = str(error)
         if isinstance(error, FencedOut):
             raise error
         if not isinstance(error, StorageError | OSError):
             raise error  # a defect of ours or no memory left: another try would not help
+        unsaved = (time.monotonic() - self._safe_since) / 60
         self._report(
-            f"step {step} was not saved, older checkpoints are untouched, training goes on "
-            f"({self._failures} of {FAILURES_IN_A_ROW} failures in a row): {error}"
+            f"step {step} was not saved, older checkpoints are untouched, training goes on (unsaved for "
+            f"{unsaved:.1f} of at most {self._config.max_staleness_minutes:g} minutes): {error}"
         )
-        if self._failures >= FAILURES_IN_A_ROW:
-            raise StorageError(
-                f"{self._failures} checkpoints in a row could not be saved; {self._last_error}"
-            )
 
 
 class _Flight(threading.Thread):
@@ -232,6 +245,11 @@ class _Flight(threading.Thread):
         self.committed: Checkpoint | None = None
         self.error: Exception | None = None
         self.alarm: Exception | None = None
+
+    @property
+    def age_s(self) -> float:
+        """For how long it has been under way."""
+        return time.monotonic() - self.began_at
 
     def run(self) -> None:
         try:

@@ -6,14 +6,22 @@ torch, and their answer is there at once.
 
 import typer
 
-from dist_trainer.cli import jobs, looking, submit, sweep, training
+from dist_trainer.adapters.interpreter import leave
+from dist_trainer.adapters.privacy import keep_private
+from dist_trainer.cli import diagnosing, jobs, looking, planning, submit, sweep, training
 from dist_trainer.cli.words import SETTINGS, Commands
 
 app = typer.Typer(cls=Commands, help="Train PyTorch models over many processes, and finish.", **SETTINGS)
-for part in (training, submit, sweep, jobs, looking):
+for part in (training, submit, sweep, jobs, diagnosing, planning, looking):
     app.add_typer(part.app)
 
 
 def main() -> None:
-    """The console script."""
-    app(prog_name="dist-trainer")
+    """The console script. What it writes, and all processes that come of it, is for its user alone."""
+    keep_private()
+    try:
+        app(prog_name="dist-trainer")
+    except SystemExit as ending:
+        if isinstance(ending.code, int | None):
+            leave(ending.code or 0)
+        raise

@@ -1,17 +1,12 @@
 """The commands about runs that SLURM trains: how they stand, what they print, and how to stop them."""
 
-from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from dist_trainer.cli.words import RUNS, SETTINGS, Json, Run, Runs, exit_with, find, print_json
+from dist_trainer.cli.words import RUNS, SETTINGS, Json, Run, Runs, exit_with, find_run_of, print_json
 from dist_trainer.errors import UsageError
-
-if TYPE_CHECKING:
-    from dist_trainer.run_folder import RunFolder
 
 app = typer.Typer(**SETTINGS)
 
@@ -43,7 +38,7 @@ def jobs(
         return
     from dist_trainer.jobs.detail import detail_as_json, show_detail
 
-    found, queue = _find(run, runs), Queue()
+    found, queue = find_run_of(run, runs), Queue()
     row = stand_in_queue(found, queue)
     if as_json:
         print_json({**detail_as_json(found, row), "problem": queue.problem or None})
@@ -74,7 +69,7 @@ def logs(
     from dist_trainer.jobs.log_files import rank_of
     from dist_trainer.jobs.logs import show_logs
 
-    found = _find(run, runs)
+    found = find_run_of(run, runs)
     chosen = rank_of(found, rank, attempt)
     exit_with(show_logs(found, rank=chosen, attempt=attempt, follow=follow))
 
@@ -105,21 +100,3 @@ def cancel(
     for message in unknown:
         typer.echo(message, err=True)
     exit_with(UsageError.exit_code if unknown else max((answer.exit_code for answer in answers), default=0))
-
-
-def _find(name: str, runs: Path) -> "RunFolder":
-    """The run; of a sweep, which is none, UsageError says which command shows it."""
-    from dist_trainer.launchers.results import in_folder
-    from dist_trainer.sweep_folder import cell_name, find_sweep
-
-    try:
-        return find(name, runs)
-    except UsageError:
-        sweep = None
-        with suppress(UsageError, OSError):
-            sweep = find_sweep(name, runs).path
-        if sweep is None:
-            raise
-        shows = f"dist-trainer sweep status {sweep.name}{in_folder(sweep.parent)} shows its cells"
-        cell = cell_name(sweep.name, 0)
-        raise UsageError(f"{name} is a sweep: {shows}, which are runs such as {cell}") from None

@@ -45,6 +45,9 @@ def train(
     """Train, or go on with a run that did not finish."""
     loaded = load(arguments)
     note_run(ctx, loaded.config.name)
+    from dist_trainer.launchers import forkserver
+
+    forkserver.start_for(loaded.config, workers)  # before anything else: it imports torch meanwhile
     from dist_trainer.launchers.train import train as start
 
     exit_with(

@@ -2,13 +2,15 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from dist_trainer.errors import DistTrainerError
+from dist_trainer.config.redact import redact
+from dist_trainer.errors import DistTrainerError, UsageError
 
 if TYPE_CHECKING:
     from dist_trainer.config.load import Loaded
@@ -23,11 +25,21 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except DistTrainerError as error:
-            print(error, file=sys.stderr)
-            if ctx.meta.get(_AS_JSON):
-                ended = {"state": "failed", "exit_code": error.exit_code, "error": str(error)}
-                print_json({"run": ctx.meta.get(_RUN), **ended})
-            raise typer.Exit(error.exit_code) from error
+            raise _ended(ctx, str(error), error.exit_code) from error
+        except OSError as error:  # a file of a run that is a folder, or not ours to read
+            if error.filename is None:
+                raise
+            message = f"{error.filename}: {(error.strerror or str(error)).lower()}"
+            raise _ended(ctx, message, DistTrainerError.exit_code) from error
+
+
+def _ended(ctx: Any, message: str, exit_code: int) -> typer.Exit:
+    message = redact(message)
+    print(message, file=sys.stderr)
+    if ctx.meta.get(_AS_JSON):
+        ended = {"state": "failed", "exit_code": exit_code, "error": message}
+        print_json({"run": ctx.meta.get(_RUN), **ended})
+    return typer.Exit(exit_code)
 
 
 _AS_JSON, _RUN = (
@@ -92,6 +104,24 @@ def find(run: str, runs: Path) -> "RunFolder":
     from dist_trainer.run_folder import find_run
 
     return find_run(run, runs)
+
+
+def find_run_of(name: str, runs: Path) -> "RunFolder":
+    """The run; of a sweep, which is none, UsageError says which command shows it."""
+    from dist_trainer.launchers.results import in_folder
+    from dist_trainer.sweep_folder import cell_name, find_sweep
+
+    try:
+        return find(name, runs)
+    except UsageError:
+        sweep = None
+        with suppress(UsageError, OSError):
+            sweep = find_sweep(name, runs).path
+        if sweep is None:
+            raise
+        shows = f"dist-trainer sweep status {sweep.name}{in_folder(sweep.parent)} shows its cells"
+        cell = cell_name(sweep.name, 0)
+        raise UsageError(f"{name} is a sweep: {shows}, which are runs such as {cell}") from None
 
 
 def print_json(value: Any) -> None:

@@ -38,12 +38,12 @@ class Change:
     harmless: bool
 
     def __str__(self) -> str:
-        return f"{self.key}: {_shown(self.old)} -> {_shown(self.new)}"
+        return f"{self.key}: {shown(self.old)} -> {shown(self.new)}"
 
 
 def changes(old: Settings, new: Settings) -> list[Change]:
     """Every key that differs, in the order of `new`. Lists are compared as a whole."""
-    before, after = dict(_leaves(old.model_dump())), dict(_leaves(new.model_dump()))
+    before, after = dict(leaves(old.model_dump())), dict(leaves(new.model_dump()))
     keys = [*after, *(key for key in before if key not in after)]
     pairs = [(key, before.get(key, NOT_SET), after.get(key, NOT_SET)) for key in keys]
     return [Change(key, was, now, is_harmless(key, was, now)) for key, was, now in pairs if was != now]
@@ -71,15 +71,17 @@ def describe(found: Collection[Change]) -> str:
     return "\n".join(f"  {change}" for change in found)
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of nested dicts with its dotted key."""
     if isinstance(value, dict) and value:
         for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+            yield from leaves(item, f"{key}.{name}" if key else str(name))
     else:
         yield key, list(value) if isinstance(value, tuple) else value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it stands in YAML."""
     if value is NOT_SET:
         return "(not set)"
     if isinstance(value, (dict, list)):

@@ -18,6 +18,7 @@ from typing import Any
 
 from dist_trainer.config.arguments import Targeted, is_used_itself, misfits, parameters_of, parts
 from dist_trainer.config.imports import import_target
+from dist_trainer.config.references import resolve, unset
 from dist_trainer.config.schema import Config, OptimizerConfig
 from dist_trainer.config.yaml_rules import read_yaml, write_yaml
 from dist_trainer.errors import ConfigError
@@ -39,7 +40,9 @@ class Role:
 
 def check_targets(config: Config) -> list[tuple[str, str]]:
     """What is wrong with the targets: (dotted key, message to follow it). Imports all of them, and torch."""
-    found: list[tuple[str, str]] = []
+    found = list(unset(config.model_dump()))
+    if found:
+        return found  # no target could be asked with what is not there
     for key, target, role in _sections(config):
         found += _check(key, target, role)
     return found
@@ -188,7 +191,7 @@ def _check_optimizer(key: str, target: OptimizerConfig, function: Callable[..., 
     # the decorator of this method imports torch's compiler, which takes seconds
     plain = {"add_param_group": inspect.unwrap(optim.Optimizer.add_param_group)}
     try:
-        type("Trial", (function,), plain)([nn.Parameter(zeros(2, 2))], **target.arguments)
+        type("Trial", (function,), plain)([nn.Parameter(zeros(2, 2))], **resolve(target.arguments))
     except (ValueError, TypeError, RuntimeError) as error:
         yield key, f"is refused by {target.target}: {error}"
 

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dist_trainer.config.near import did_you_mean, listed
+from dist_trainer.config.redact import is_secret
+from dist_trainer.config.references import REFERENCE, texts
 
 if TYPE_CHECKING:
     from dist_trainer.config.schema import Config, GroupConfig, SchedulerConfig, Settings
@@ -80,6 +82,35 @@ def settings_conflicts(settings: "Settings") -> Iterator[Conflict]:
     for name in sorted(LAUNCHER_VARIABLES.intersection(launch.env)):
         yield Conflict(f"launch.env.{name}", "is set by the launcher itself; leave it out")
     yield from _profile_conflicts(settings)
+    yield from _secrets(settings)
+
+
+def _secrets(settings: "Settings") -> Iterator[Conflict]:
+    """What would be written where others may read it; and a reference where nobody would put its value in."""
+    for key, text in texts(settings.model_dump()):
+        if is_secret(key, text):
+            yield Conflict(
+                key,
+                "is or holds a secret, and would be written to config.yaml; write ${env:NAME} in its place, and "
+                "export NAME before the command",
+            )
+        elif REFERENCE.search(text) and not _takes_references(key):
+            yield Conflict(
+                key,
+                "cannot hold ${env:...}; arguments of a target, model.weights, tracking.uri, checkpoint.folder and "
+                "launch.env can",
+            )
+
+
+def _takes_references(key: str) -> bool:
+    if key in ("tracking.uri", "checkpoint.folder"):
+        return True
+    first, _, rest = key.partition(".")
+    if first == "launch":
+        return rest.startswith("env.")
+    return first not in ("name", "slurm", "tracking", "checkpoint", "train", "ddp") and not key.endswith(
+        ".target"
+    )
 
 
 def _profile_conflicts(settings: "Settings") -> Iterator[Conflict]:

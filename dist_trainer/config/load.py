@@ -3,16 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from dist_trainer.config.layers import COMMAND_LINE, merge, override_layer
 from dist_trainer.config.messages import Finding, findings, is_required, shown
-from dist_trainer.config.schema import Config
+from dist_trainer.config.schema import Config, Section
 from dist_trainer.config.yaml_rules import MAX_BYTES, Located, Problem, read_yaml, write_yaml
 from dist_trainer.errors import ConfigError
 
+S = TypeVar("S", bound=Section)
 KeyPath = tuple[str, ...]
 TARGET = {"target": "stand.in"}
 STAND_INS = {"name": "run", "match": "*", "steps": [0, 1], "target": "stand.in"} | {
@@ -57,6 +58,25 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> L
 def read_config(path: str | Path) -> Config:
     """The configuration in one file, as the resolved one of a run folder."""
     return load_config([path]).config
+
+
+def read_sections(path: str | Path) -> dict[str, Any]:
+    """What is in one file, unchecked: a run that Python began has settings and no whole configuration."""
+    problems: list[Problem] = []
+    layer = _read_file(Path(path), problems)
+    if layer is None:
+        raise _error(problems)
+    return dict(layer.plain())
+
+
+def read_section(path: str | Path, name: str, kind: type[S]) -> S:
+    """One section of a file, checked alone; what it leaves out has the schema's default. Raises ConfigError."""
+    try:
+        return kind.model_validate(read_sections(path).get(name) or {})
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        key = ".".join((name, *map(str, found["loc"])))
+        raise ConfigError(f"{path}: {key}: {found['msg'].lower()}") from error
 
 
 def dump_config(config: Config) -> str:

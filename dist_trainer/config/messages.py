@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dist_trainer.config.near import did_you_mean, listed, near_names
+from dist_trainer.config.redact import redact
 from dist_trainer.config.schema import IMPORT_PATTERN, NAME_PATTERN, Config
 
 BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
@@ -104,7 +105,7 @@ def shown(value: Any) -> str:
         return f"a section with {', '.join(map(str, value))}" if value else "an empty section"
     if isinstance(value, list):
         return f"a list of {len(value)}" if value else "an empty list"
-    text = repr(value)
+    text = redact(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -136,7 +136,7 @@ class EarlyStoppingConfig(Section):
 
 
 class ProfileConfig(Section):
-    """Write a profiler trace of the steps from the first to the last."""
+    """Write a profiler trace of the steps from the first to the last, then time the parts of as many steps."""
 
     steps: tuple[int, int] = Field(strict=False)  # the first and the last one, as a list
 
@@ -158,6 +158,7 @@ class TrainConfig(Section):
     )  # micro-batches per step; the global batch stays what it is
     clip_grad_norm: float | None = Field(default=None, gt=0)  # largest norm of all gradients together
     compile: bool = False  # torch.compile
+    channels_last: bool = False  # torch's memory format for images: faster convolutions on most devices
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1
     )  # evaluations and predictions use the average; a checkpoint holds both
@@ -243,7 +244,7 @@ class LaunchConfig(Section):
     max_restarts: int = Field(default=3, ge=0)  # of a failed worker group, from the last checkpoint
     timeout_s: float = Field(
         default=120.0, gt=0
-    )  # the process group waits twice that; after a request to stop, a rank without a sign of life is ended
+    )  # without progress, before a hang is ended; less once the run's own pace is known, more where it is slow
     env: dict[str, str] = {}  # environment variables of the workers
 
 

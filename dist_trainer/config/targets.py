@@ -17,6 +17,7 @@ from typing import Any
 from dist_trainer.config.arguments import Targeted, by_position, is_used_itself, misfits, parameters_of, parts
 from dist_trainer.config.check import check_targets
 from dist_trainer.config.imports import import_target
+from dist_trainer.config.references import resolve
 from dist_trainer.errors import ConfigError
 
 __all__ = ["build", "check_targets", "fill", "import_target"]
@@ -62,11 +63,11 @@ def _call(path: str, args: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
 
 
 def _built(value: Any) -> Any:
-    """`value` with every dict that holds a `target` built, innermost first."""
+    """`value` with every dict that holds a `target` built, innermost first, and references put in."""
     if isinstance(value, Mapping):
         if isinstance(value.get("target"), str):
             return build(value)
         return {key: _built(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_built(item) for item in value]
-    return value
+    return resolve(value)

@@ -218,10 +218,18 @@ class _Reader:
     def _scalar(self, node: ScalarNode, path: tuple[str, ...]) -> Any:
         kind, text = node.tag.removeprefix(TAG), node.value
         try:
-            return _value(kind, text)
+            return _value(kind, _joined(text))
+        except UnicodeError:
+            self.complain(node, path, f"holds half of a character: {text[:40]!a}")
+            return None
         except (ValueError, KeyError):
             self.complain(node, path, f"cannot be read as {kind}: {text[:40]!r}")
             return None
+
+
+def _joined(text: str) -> str:
+    """JSON writes a character beyond 16 bits as two halves, which PyYAML leaves apart. UnicodeError: one is alone."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _value(kind: str, text: str) -> Any:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dist_trainer.data.augment import Augmentation
+from dist_trainer.data.augment import Augmentation, Finish
 from dist_trainer.data.draws import Keys
 from dist_trainer.errors import DataError
 
@@ -56,13 +56,17 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
 
     def batch(self, indices: NDArray[np.int64], keys: Keys) -> tuple[Tensor, Tensor]:
         """The samples at these rows, augmented by their keys."""
+        return self.finish(self.stored(indices), keys)
+
+    def stored(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The same before `finish` makes them what is trained on: a fourth of the bytes, where they are bytes."""
         rows = torch.from_numpy(indices)
-        inputs = self.inputs.index_select(0, rows)
-        for stream, augmentation in enumerate(self.augment):
-            inputs = augmentation(inputs, keys, stream)
-        if inputs.dtype == torch.uint8:
-            inputs = inputs.to(torch.float32).div_(255)
-        return self.normalize(inputs) if self.normalize else inputs, self._targets.index_select(0, rows)
+        return self.inputs.index_select(0, rows), self._targets.index_select(0, rows)
+
+    @property
+    def finish(self) -> Finish:
+        """What is left to do with stored samples, here or on the device that trains."""
+        return Finish(self.augment, self.normalize)
 
     @property
     def targets(self) -> NDArray[np.int64] | None:
@@ -76,6 +80,12 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
         plain = copy.copy(self)
         plain.augment = ()
         return plain
+
+
+def has_halves(dataset: Any) -> bool:
+    """Whether `batch` is `finish` after `stored`: all three of one class. A subclass may have a batch of its own."""
+    owner = next((each for each in type(dataset).__mro__ if "batch" in vars(each)), None)
+    return owner is not None and {"stored", "finish"} <= vars(owner).keys()
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:

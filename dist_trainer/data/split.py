@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from dist_trainer.data.draws import Keys, mix
+from dist_trainer.data.memory import has_halves
 from dist_trainer.data.permutation import Permutation
 from dist_trainer.errors import DataError
 
@@ -38,6 +39,8 @@ def split_dataset(dataset: Any, fractions: Mapping[str, float], seed: int) -> "d
 
 def part_of(dataset: Any, rows: NDArray[np.int64]) -> "Part":
     """These rows of a data set, with the fast ways to fetch them that it has."""
+    if has_halves(dataset):
+        return _StoredPart(dataset, rows)
     if hasattr(dataset, "batch"):
         return _BatchPart(dataset, rows)
     return _ListPart(dataset, rows) if hasattr(dataset, "__getitems__") else Part(dataset, rows)
@@ -85,6 +88,18 @@ class Part(Dataset[Any]):
 class _BatchPart(Part):
     def batch(self, indices: NDArray[np.int64], keys: Keys) -> Any:
         return self.dataset.batch(self.rows[indices], keys)
+
+
+class _StoredPart(Part):
+    def batch(self, indices: NDArray[np.int64], keys: Keys) -> Any:
+        return self.dataset.batch(self.rows[indices], keys)
+
+    def stored(self, indices: NDArray[np.int64]) -> Any:
+        return self.dataset.stored(self.rows[indices])
+
+    @property
+    def finish(self) -> Any:
+        return self.dataset.finish
 
 
 class _ListPart(Part):

@@ -91,7 +91,9 @@ def _code(run: RunFolder) -> str:
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         known = json.loads(Path(os.path.normpath(run.path / f"{job.code}.json")).read_text())
-    commit = f", commit {known['commit'][:7]}" if known.get("commit") else ""
+    if not isinstance(known, dict):
+        return job.code
+    commit = f", commit {str(known['commit'])[:7]}" if known.get("commit") else ""
     return f"{job.code}{commit}{', with changes' if commit and known.get('dirty') else ''}"
 
 
@@ -121,24 +123,23 @@ def _attempts(lines: list[dict[str, Any]], *, runs: bool) -> list[list[str]]:
             goes_on = runs and line["attempt"] == newest
             shown.append(_attempt(line, ends.get(line["attempt"]), goes_on=goes_on))
         elif line["event"] == "requeue":
+            says = line.get("says") or line.get("cause")
             without = f", without {', '.join(line['excluded'])}" if line.get("excluded") else ""
-            shown.append(
-                [f"{_INDENT}{clock(line['time'])}  requeued: {line.get('says') or line['cause']}{without}"]
-            )
+            shown.append([f"{_INDENT}{clock(line.get('time', 0.0))}  requeued: {says}{without}"])
     return shown
 
 
 def _attempt(start: Mapping[str, Any], end: Mapping[str, Any] | None, *, goes_on: bool) -> list[str]:
     nodes = ", ".join(start.get("nodes", ()))
     job = f" (job {start['job']})" if start.get("job") else ""
-    head = f"  {start['attempt']:>3}  {clock(start['time'])}  from step {start['first_step']}"
+    head = f"  {start['attempt']:>3}  {clock(start.get('time', 0.0))}  from step {start.get('first_step', 0)}"
     if end is None:
         return [f"{head} on {nodes}{job}", "still running" if goes_on else "no word of an end"]
     last = f" to {end['last_step']}" if end.get("last_step") is not None else ""
-    lasted = duration(end["time"] - start["time"])
+    lasted = duration(end.get("time", 0.0) - start.get("time", 0.0))
     node = f" on {end['node']}" if end.get("node") else ""
     error = f": {str(end['error']).splitlines()[0]}" if end.get("error") else ""
-    return [f"{head}{last} in {lasted} on {nodes}{job}", f"{end['cause']}{node}{error}"]
+    return [f"{head}{last} in {lasted} on {nodes}{job}", f"{end.get('cause')}{node}{error}"]
 
 
 def _print(console: Console, first: str, text: str, indent: str, *, style: str = "") -> None:

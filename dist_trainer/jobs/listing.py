@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dist_trainer.errors import UsageError
 from dist_trainer.jobs.standing import Standing, clock, standing
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.slurm.array_elements import array_of, find_elements
@@ -102,9 +103,16 @@ def list_jobs(runs: Path, *, every: bool = False) -> Listing:
     queue = Queue()
     mine = queue.mine
     folders = sorted(path.parent for path in runs.glob("*/run.json"))
-    found = [(run, last_job(run)) for run in map(RunFolder.open, folders)]
+    found, rows = [], []
+    for folder in folders:
+        try:
+            run = RunFolder.open(folder)
+            run.info(), run.read_status()
+            found.append((run, last_job(run)))
+        except UsageError as error:  # the others are shown all the same
+            rows.append(Standing(folder.name, str(folder), "unreadable", str(error), changed=time.time()))
     owners = _newest(found)
-    rows = [stand_in_queue(run, queue, owns=owners.get(job.job if job else "") == run) for run, job in found]
+    rows += [stand_in_queue(run, queue, owns=owners.get(job.job if job else "") == run) for run, job in found]
     shown = [row for row in rows if every or row.is_live or row.changed > time.time() - _RECENT_S]
     hidden = Counter(row.state for row in rows) - Counter(row.state for row in shown)
     others = [row for job, row in sorted(_without_run(mine).items()) if job not in owners] if every else []

@@ -30,7 +30,9 @@ def pace_of(run: RunFolder) -> Pace:
     metrics = [record for record in _tail(journal) if record.get("kind") == "metrics"]
     total, beat = planned_steps(journal), read_heartbeat(run.heartbeat_path(0))
     losses = [record["values"]["train/loss"] for record in metrics if "train/loss" in record["values"]]
-    step = beat.step if beat else metrics[-1]["step"] if metrics else None
+    step = beat.trained_step if beat else None
+    if step is None and metrics:
+        step = metrics[-1]["step"]
     second = _seconds_a_step(metrics)
     return Pace(
         step=step,

@@ -8,8 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from dist_trainer.adapters.file_lock import Owner
-from dist_trainer.adapters.files import whole_lines
+from dist_trainer.adapters.file_lock import Owner, read_owner
 from dist_trainer.jobs.pace import Pace, pace_of
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.slurm.reasons import how_it_ended, is_held, why_it_waits
@@ -123,10 +122,10 @@ def last_cause(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 def owner_of(run: RunFolder) -> Owner | None:
     """Who holds the run's lock; one of this host that is dead by now holds nothing."""
-    with suppress(OSError, TypeError, IndexError):
-        owner = Owner(**next(iter(whole_lines((run.path / "run.lock").read_bytes())), {}))
-        if owner.host != socket.gethostname() or owner.job is not None:
-            return owner
+    owner = read_owner(run.path / "run.lock")
+    if owner is None or owner.host != socket.gethostname() or owner.job is not None:
+        return owner
+    with suppress(OSError):
         os.kill(owner.pid, 0)
         return owner
     return None

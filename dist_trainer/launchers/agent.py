@@ -30,7 +30,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-from dist_trainer.adapters.place import FENCE_VARIABLE
+from dist_trainer.adapters.place import FENCE_VARIABLE, listen_on
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import FencedOut
 from dist_trainer.launchers import forkserver
@@ -91,7 +91,7 @@ def launch(
     ten times a second in between, `report` with each sentence the user should read. Signals are ours meanwhile:
     through `requests` where the caller listens already.
     """
-    environment = forkserver.thread_variables(workers) | config.launch.env | dict(variables)
+    environment = forkserver.variables_for(config, workers) | dict(variables)
     name = nodes.address or socket.gethostname()
     supervisor = Supervisor(
         run,
@@ -249,7 +249,10 @@ class _OneNode(RendezvousHandler):
     _ADDRESS = "127.0.0.1"
 
     def next_rendezvous(self) -> RendezvousInfo:
-        store = TCPStore(self._ADDRESS, 0, is_master=True, wait_for_workers=False)
+        port, listening = listen_on(self._ADDRESS)  # torch itself would listen on every interface
+        store = TCPStore(
+            self._ADDRESS, port, is_master=True, wait_for_workers=False, master_listen_fd=listening
+        )
         return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(self._ADDRESS, store.port))
 
     @property

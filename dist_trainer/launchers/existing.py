@@ -105,6 +105,13 @@ def _refusal(run: RunFolder, refused: Sequence[Change], unknown: Sequence[str], 
     return f"run {run.path.name} was begun with another configuration:\n{describe(refused)}\n{go_on}{idle}"
 
 
+def telling_changes(run: RunFolder, config: Config) -> str:
+    """One line for each change of the run's configuration that changes its numbers; empty without one."""
+    return describe(
+        [change for change in changes(read_config(run.config_path), config) if not change.harmless]
+    )
+
+
 def rewrite_config(run: RunFolder, config: Config) -> None:
     """config.yaml as it now is; the one before stays as config-<n>.yaml."""
     new, old = dump_config(config).encode(), run.config_path.read_bytes()

@@ -3,7 +3,7 @@
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dist_trainer import errors
@@ -11,6 +11,7 @@ from dist_trainer.run_folder import RunFolder, WorkerError
 
 _LOST = 255  # multiprocessing's word for a process whose forkserver is gone
 _NEVER_AGAIN = (2, 65, 93)  # the user's mistake, no usable checkpoint, no progress
+_FOR_GOOD = {errors.FencedOut.__name__, errors.NotSaved.__name__}
 _PULLED_DOWN_TYPES = {"PeerFailed", "DistBackendError", "DistNetworkError", "DistStoreError"}
 _PULLED_DOWN = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|recvbytes|processgroup"
@@ -34,6 +35,9 @@ class Failure:
     message: str = ""
     exit_code: int = 1
     node: str | None = None  # where it happened, if known
+    exit_codes: Mapping[int, int] = field(
+        default_factory=dict
+    )  # of the ranks that failed, with those pulled down
 
     @property
     def killed(self) -> bool:
@@ -42,14 +46,22 @@ class Failure:
 
     @property
     def may_be_repeated(self) -> bool:
-        """Whether another attempt could go better: not after a mistake, nor when another writer took over."""
-        return self.exit_code not in _NEVER_AGAIN and self.type != errors.FencedOut.__name__
+        """Whether another attempt could go better: not after a mistake, when another writer took over, nor when
+        the store has refused for so long that training would only go on unsaved."""
+        return self.exit_code not in _NEVER_AGAIN and self.type not in _FOR_GOOD
 
     def repeats(self, other: "Failure | None") -> bool:
         """The same exception at the same step, on whichever rank: a third time would be the same again."""
         if other is None or self.killed:
             return False
-        return (self.type, self.message, self.step) == (other.type, other.message, other.step)
+        return (self.type, self._reason, self.step) == (other.type, other._reason, other.step)
+
+    @property
+    def _reason(self) -> str:
+        """What is the same each time: of a hang no seconds."""
+        return (
+            re.sub(r"for \d+ s", "", self.message) if self.type == errors.RankStuck.__name__ else self.message
+        )
 
 
 def first_failure(run: RunFolder, attempt: int, exit_codes: Mapping[int, int]) -> Failure:
@@ -59,7 +71,7 @@ def first_failure(run: RunFolder, attempt: int, exit_codes: Mapping[int, int]) -
     its connection was pulled down by another: one that said something else, or was killed and said nothing.
     """
     words = run.read_errors(attempt)
-    own = [word for word in words if not _was_pulled_down(word)]
+    own = [word for word in words if not was_pulled_down(word)]
     if own:
         return _from_word(run, attempt, own[0])
     silent = {rank: code for rank, code in exit_codes.items() if rank not in {word.rank for word in words}}
@@ -76,7 +88,8 @@ def failure_of(run: RunFolder, attempt: int) -> Failure | None:
     return first_failure(run, attempt, {}) if attempt and run.read_errors(attempt) else None
 
 
-def _was_pulled_down(word: WorkerError) -> bool:
+def was_pulled_down(word: WorkerError) -> bool:
+    """Whether a rank only lost its connection to another one, which failed before it."""
     if word.type in _PULLED_DOWN_TYPES:
         return True
     return word.type in ("RuntimeError", "ConnectionError") and bool(_PULLED_DOWN.search(word.message))
@@ -86,10 +99,11 @@ def _from_word(run: RunFolder, attempt: int, word: WorkerError) -> Failure:
     known = getattr(errors, word.type, None)
     meant_for_the_user = isinstance(known, type) and issubclass(known, errors.DistTrainerError)
     what = word.message if meant_for_the_user else f"{word.type}: {word.message}{_place(word.traceback)}"
+    names_its_rank = word.exit_code == 2 or known in (errors.RanksDiverged, errors.RankStuck)
     where = f"rank {word.rank} failed" + (f" at step {word.step}" if word.step is not None else "")
     return Failure(
         rank=word.rank,
-        what=what if word.exit_code == 2 else f"{where}: {what}",
+        what=what if names_its_rank else f"{where}: {what}",
         log=run.log_path(attempt, word.rank),
         step=word.step,
         type=word.type,

@@ -1,21 +1,29 @@
 """The process that imports torch once and forks every worker, and what runs first in each of them."""
 
 import importlib
+import io
 import multiprocessing
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dist_trainer.adapters.files import open_private
+from dist_trainer.adapters.lazy_compiler import COMPILES_VARIABLE
 from dist_trainer.config.imports import code_folder
+from dist_trainer.config.redact import redact
+from dist_trainer.config.references import resolve
+from dist_trainer.config.schema import Config
 from dist_trainer.errors import STOPPED, DistTrainerError, LeftEarly
+from dist_trainer.launchers.hangs import write_stacks_when_asked
 from dist_trainer.launchers.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
+from dist_trainer.launchers.workers import guess_workers
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat
 
@@ -37,6 +45,18 @@ def start(environment: Mapping[str, str]) -> None:
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_for(config: Config, workers: int | None = None) -> None:
+    """Start the forkserver for so many workers, or as many as the configuration may want here."""
+    start(variables_for(config, workers or guess_workers(config)))
+
+
+def variables_for(config: Config, workers: int) -> dict[str, str]:
+    """What `start` needs to know of a configuration, launch.env first of all."""
+    compiles = {COMPILES_VARIABLE: "1"} if config.train.compile else {}
+    environment: dict[str, str] = resolve(config.launch.env)
+    return thread_variables(workers) | compiles | environment
 
 
 def thread_variables(workers: int) -> dict[str, str]:
@@ -147,6 +167,7 @@ def work(entry: str, run_folder: str) -> NoReturn:
     place, run = Place.from_environment(), RunFolder(Path(run_folder))
     assert place.fence is not None, "the agent gives every worker its attempt's number"
     _write_streams_to(run.log_path(place.fence, place.rank))
+    write_stacks_when_asked()
     try:
         _enter(run.info().working_folder)
         module, _, function = entry.partition(":")
@@ -166,10 +187,11 @@ def _failing(code: str | int | None) -> int:
 
 def _fail(run: RunFolder, attempt: int, rank: int, error: BaseException, code: int) -> NoReturn:
     """Leave word and end, without waiting for threads that may be stuck in a collective."""
-    traceback.print_exception(error)
-    if not any(known.rank == rank for known in run.read_errors(attempt)):
-        step = beat.step if (beat := _last_beat(run, attempt, rank)) else None
-        run.write_error(attempt, rank, error=error, step=step, exit_code=code)
+    sys.stderr.write(redact("".join(traceback.format_exception(error))))
+    with suppress(OSError):  # the disk may be full, which may be the error
+        if not any(known.rank == rank for known in run.read_errors(attempt)):
+            step = beat.trained_step if (beat := _last_beat(run, attempt, rank)) else None
+            run.write_error(attempt, rank, error=error, step=step, exit_code=code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -190,11 +212,28 @@ def _enter(folder: Path) -> None:
 
 
 def _write_streams_to(path: Path) -> None:
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout, sys.stderr = _Log.open(1), _Log.open(2)
+
+
+class _Log(io.FileIO):
+    """A stream of a worker's: what a full disk does not take is lost, and training goes on."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError:
+            return memoryview(content).nbytes
+
+    @classmethod
+    def open(cls, descriptor: int) -> io.TextIOWrapper:
+        """The stream over an open file that stays open."""
+        raw = cls(descriptor, "w", closefd=False)
+        return io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )

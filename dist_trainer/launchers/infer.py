@@ -10,15 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_trainer.config.load import dump_config, read_config
+from dist_trainer.adapters.files import new_private_file
+from dist_trainer.adapters.interpreter import importing
+from dist_trainer.config.load import dump_config, read_config, read_sections
 from dist_trainer.config.schema import Config
-from dist_trainer.config.yaml_rules import read_yaml
 from dist_trainer.errors import FINISHED, UsageError
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.results import show_json_error
 from dist_trainer.launchers.signals import StopRequests
-from dist_trainer.launchers.workers import count_workers, guess_workers
+from dist_trainer.launchers.workers import count_workers
 from dist_trainer.run_folder import RunFolder
 
 ENTRY = "dist_trainer.inference:main"
@@ -64,9 +65,9 @@ def _infer(run: RunFolder, request: Request, workers: int | None, as_json: bool)
         StopRequests().listening() as requests,
         tempfile.TemporaryDirectory(prefix="infer-", dir=run.path) as parent,
     ):
-        guess = workers or guess_workers(config)
-        forkserver.start(forkserver.thread_variables(guess) | config.launch.env)
-        from dist_trainer.launchers import agent  # imports torch, while the forkserver does
+        forkserver.start_for(config, workers)
+        with importing():  # torch, while the forkserver does
+            from dist_trainer.launchers import agent
 
         # a run folder of its own: fences, logs and errors of these workers are not the run's
         scratch = RunFolder.create(
@@ -93,8 +94,7 @@ def _infer(run: RunFolder, request: Request, workers: int | None, as_json: bool)
 
 
 def _config(run: RunFolder) -> Config:
-    tree, _ = read_yaml(run.config_path.read_text(), str(run.config_path))
-    if tree is not None and "model" not in tree.plain():
+    if "model" not in read_sections(run.config_path):
         raise UsageError(
             f"run {run.path.name} was begun from Python, so its model and data are in no configuration; call "
             "fit() of the same Trainer again: a finished run comes back at once, with its weights and metrics"
@@ -104,6 +104,6 @@ def _config(run: RunFolder) -> Config:
 
 def _keep_log(run: RunFolder, log: Path) -> str:
     """The scratch folder goes; the failed rank's words stay."""
-    kept = run.path / "logs" / "inference-failed.log"
+    kept = new_private_file(run.path / "logs" / "inference-failed.log")
     shutil.copyfile(log, kept)
     return f"its log: {kept}"

@@ -3,14 +3,17 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
+
+from dist_trainer.adapters.files import open_log
 
 
 @contextmanager
 def plain_log(path: Path) -> Iterator[None]:
     """Write what torch's agent logs to `path` meanwhile; its own formatter would import torch._dynamo."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, delay=True)
+    stream = TextIOWrapper(open_log(path), write_through=True)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing")]
     before = [logger.propagate for logger in loggers]
@@ -24,3 +27,4 @@ def plain_log(path: Path) -> Iterator[None]:
             logger.removeHandler(handler)
             logger.propagate = propagate
         handler.close()
+        stream.close()

@@ -4,11 +4,14 @@ The one module here that acts on import: a list of module names is all that mult
 be told. Only the forkserver imports it.
 """
 
+import gc
 import importlib
 import os
 import signal
 from contextlib import suppress
 
+from dist_trainer.adapters.interpreter import importing
+from dist_trainer.adapters.lazy_compiler import COMPILER, COMPILES_VARIABLE, defer
 from dist_trainer.launchers.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
 
 FORKSERVER_PID = os.getpid()
@@ -19,7 +22,6 @@ _MODULES = (
     "torch.nn.parallel",
     "torch.optim",
     "torch.utils.data",
-    "torch._dynamo",  # a second of its own; every optimizer imports it when it is built
     "dist_trainer.adapters.distributed",
     "dist_trainer.worker",
 )
@@ -31,6 +33,12 @@ kill_me_with_my_parent(parent_pid=int(_agent) if _agent else None)
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(_number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
-for _name in _MODULES:
-    with suppress(ImportError):  # raised again, and seen, in the worker that needs it
-        importlib.import_module(_name)
+with importing():
+    for _name in _MODULES:
+        with suppress(ImportError):  # raised again, and seen, in the worker that needs it
+            importlib.import_module(_name)
+    if os.environ.get(COMPILES_VARIABLE):
+        importlib.import_module(COMPILER)
+    else:
+        defer()
+gc.freeze()  # a worker that looks for garbage in all this would copy it

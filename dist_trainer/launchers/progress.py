@@ -3,6 +3,7 @@
 The step comes from rank 0's heartbeat, everything else from its journal, so nothing that trains waits for it.
 """
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from rich.table import Column
 from rich.text import Text
 
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.tracking.heartbeat import read_heartbeat
+from dist_trainer.tracking.heartbeat import OF_A_STEP, read_heartbeat
 from dist_trainer.tracking.journal import read_journal
 
 _DRAW_EVERY_S = 0.25
 _LINE_EVERY_S = 10.0
 _SPEED_OVER_S = 30.0
+_FULL_BELOW = 64 << 10  # bytes
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Progress:
         self._drawn = self._line_written = time.monotonic()
         self._line_step = 0
         self._bad_rows = 0
+        self._is_full = False
         if self._bar:
             self._bar.start()
 
@@ -90,6 +93,7 @@ class Progress:
             return
         self._drawn = now
         self._read(now)
+        self._look_for_room()
         if self._bar is not None and self._task is not None:
             position = self._position
             self._bar.update(
@@ -119,6 +123,17 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    def _look_for_room(self) -> None:
+        """Say that the run folder's disk is full: the workers cannot, since what they say is a file there."""
+        disk = os.statvfs(self._run.path)
+        blocks = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
+        was_full, self._is_full = self._is_full, blocks * disk.f_frsize < _FULL_BELOW
+        if self._is_full and not was_full:
+            self.say(
+                f"warning: the disk of {self._run.path} is full: training goes on, and keeps its metrics in memory; "
+                "make room, so that they and the next checkpoint can be written"
+            )
+
     def _write_line(self, now: float) -> None:
         position = self._position
         self._line_written, self._line_step = now, position.step
@@ -128,8 +143,9 @@ class Progress:
     def _read(self, now: float) -> None:
         beat = read_heartbeat(self._run.heartbeat_path(0))
         if beat and beat.attempt >= self._first_attempt:
-            self._position.phase = beat.phase
-            self._position.at(beat.step, now)
+            self._position.phase = "train" if beat.phase in OF_A_STEP else beat.phase
+            if beat.trained_step is not None:
+                self._position.at(beat.trained_step, now)
         records, self._offset = read_journal(self._journal, self._offset)
         for record in records:
             self._take(record)
@@ -147,8 +163,10 @@ class Progress:
             self.say(_beginning(record))
         elif record["kind"] == "bad_rows":
             self._bad_rows += int(record["skipped"])
-        elif record["kind"] == "alarm":
+        elif record["kind"] in ("alarm", "straggler"):
             self.say(f"warning: {record['message']}")
+        elif record["kind"] == "profiled":
+            self.say(record["message"])
 
 
 def _beginning(record: Mapping[str, Any]) -> str:

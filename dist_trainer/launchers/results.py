@@ -11,10 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dist_trainer.config.redact import redact
 from dist_trainer.config.schema import Config
 from dist_trainer.launchers.failures import Failure
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.tracking.mlflow_sync import page_command
+from dist_trainer.tracking.page import page_command
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Ending:
     @property
     def checkpoints(self) -> str:
         """The folder or URL that holds the checkpoints."""
-        return self.run.checkpoint_url(self.config.checkpoint.folder)
+        return redact(self.run.checkpoint_url(self.config.checkpoint.folder, shown=True))
 
 
 def show_results(ending: Ending, console: Console) -> None:
@@ -67,10 +68,12 @@ def where_saved(step: int | None) -> str:
 
 
 def show_error(ending: Ending) -> None:
-    """The first cause, once, and where that rank's own words are."""
-    print(ending.message, file=sys.stderr)
+    """The first cause, once, where that rank's own words are, and what tells the rest."""
+    print(redact(ending.message), file=sys.stderr)
     if ending.failure is not None:
         print(f"its log: {ending.failure.log}", file=sys.stderr)
+    path = ending.run.path
+    print(f"dist-trainer explain {path.name}{in_folder(path.parent)} tells more", file=sys.stderr)
 
 
 def show_json(ending: Ending) -> None:
@@ -88,7 +91,7 @@ def show_json(ending: Ending) -> None:
         "results": dict(ending.results),
         "checkpoints": ending.checkpoints,
         "mlflow": mlflow,
-        "error": ending.message or None,
+        "error": redact(ending.message) or None,
         "log": str(ending.failure.log) if ending.failure else None,
     }
     print(json.dumps(found))

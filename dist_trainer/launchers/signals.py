@@ -60,8 +60,12 @@ class StopRequests:
             self._raising = False
 
     @contextmanager
-    def listening(self) -> Iterator["StopRequests"]:
-        """Own the signals while the context lasts. Only the main thread can."""
+    def listening(self, *, to_the_end: bool = False) -> Iterator["StopRequests"]:
+        """Own the signals while the context lasts. Only the main thread can.
+
+        `to_the_end`: of the process, so they are ignored from then on. What came of the work stands by then, and
+        a signal must not make another exit code of it.
+        """
         before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGUSR2)}
         if before[signal.SIGHUP] is signal.SIG_IGN:
             del before[signal.SIGHUP]  # nohup: a closed terminal is not a request
@@ -71,7 +75,7 @@ class StopRequests:
             yield self
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if to_the_end else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

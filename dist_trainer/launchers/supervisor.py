@@ -4,13 +4,15 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from dist_trainer.config.schema import LaunchConfig
-from dist_trainer.errors import FINISHED, STOPPED, FencedOut, LeftEarly, NoProgress
+from dist_trainer.errors import FINISHED, STOPPED, FencedOut, LeftEarly, NoProgress, StorageError
 from dist_trainer.launchers.failures import Failure, failure_of, first_failure
+from dist_trainer.launchers.hangs import HangWatch
 from dist_trainer.launchers.processes import Worker, send
 from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.run_folder import RunFolder, State, Status
@@ -73,6 +75,7 @@ class Supervisor:
         self._leave_after_s = leave_after_s  # once an end was asked for
         self._failure: Failure | None = None
         self._gave_up_on_workers = False
+        self._hangs = HangWatch(run, config.timeout_s)
         self._last_life: tuple[Beat | None, ...] = ()
         self._alive_at = 0.0
         self._status_before = run.read_status()
@@ -98,6 +101,7 @@ class Supervisor:
     def started(self, workers: list[Worker]) -> None:
         """These are the workers of `attempt`."""
         self._workers = workers
+        self._hangs.begin()
         self._failure_before, self._failure = self._failure or self._failure_before, None
 
     def watch(self) -> Literal["running", "succeeded", "failed"]:
@@ -121,6 +125,10 @@ class Supervisor:
         elif self._must_leave():
             self._gave_up_on_workers = True
             self._end_workers(at_once=True)
+        elif hang := None if self.requests.stopping else self._hangs.look(self._workers, self.attempt):
+            self._hangs.leave_word(hang, self._workers, self.attempt)
+            self._end_workers(at_once=True)
+            self._failure = self._first_failure({})
         else:
             return "running"
         self._close_attempt()
@@ -133,7 +141,7 @@ class Supervisor:
         everywhere = {rank: code for end in told for rank, code in end.codes.items()}
         failure = first_failure(self._run, self.attempt, everywhere)
         node = next((end.node for end in told if failure.rank in end.ranks), None)
-        return replace(failure, node=node or None)
+        return replace(failure, node=node or None, exit_codes=everywhere)
 
     def may_restart(self, left: int) -> bool:
         """Whether another attempt makes sense; says so to the user where it does."""
@@ -180,7 +188,8 @@ class Supervisor:
         outcome = replace(self._judge(self._failure), began=self.attempt > 0)
         if self._leads and not self.is_superseded:
             again = outcome.state == "stopped" and self.requests.wants_requeue
-            self._run.write_status(Status(outcome.state, outcome.message, outcome.step, run_again=again))
+            with self._writing():
+                self._run.write_status(Status(outcome.state, outcome.message, outcome.step, run_again=again))
         return outcome
 
     def _left_early(self) -> bool:
@@ -250,22 +259,33 @@ class Supervisor:
         done = self._failure is None and not self._gave_up_on_workers
         outcome = self._success(self._run.read_status()) if done else self._judge(self._failure)
         killed = self._failure is not None and self._failure.killed
-        self._run.record(
-            {
-                "event": "end",
-                "attempt": self.attempt,
-                "time": time.time(),
-                "last_step": self._last_step(),
-                "cause": "killed" if killed else outcome.state,
-                "exit_code": outcome.exit_code,
-                "error": outcome.message or None,
-                "node": self._failure.node if self._failure else None,
-            }
-        )
+        with self._writing():
+            self._run.record(
+                {
+                    "event": "end",
+                    "attempt": self.attempt,
+                    "time": time.time(),
+                    "last_step": self._last_step(),
+                    "cause": "killed" if killed else outcome.state,
+                    "exit_code": outcome.exit_code,
+                    "error": outcome.message or None,
+                    "node": self._failure.node if self._failure else None,
+                    "rank": self._failure.rank if self._failure else None,
+                    "exit_codes": dict(self._failure.exit_codes) if self._failure else {},
+                }
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the disk refuses is said: the failure itself is what the user has to hear of, and the exit code."""
+        try:
+            yield
+        except StorageError as error:
+            self._report(f"warning: {error}")
 
     def _saved_step(self) -> int | None:
         return last_saved_step(self._run.journal_path(0))
 
     def _last_step(self) -> int | None:
         beat = read_heartbeat(self._run.heartbeat_path(0))
-        return beat.step if beat and beat.attempt == self.attempt else None
+        return beat.trained_step if beat and beat.attempt == self.attempt else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dist_trainer.adapters.interpreter import importing
 from dist_trainer.config.check import check_targets
 from dist_trainer.config.load import Loaded, dump_config
 from dist_trainer.config.schema import Config
@@ -19,10 +20,11 @@ from dist_trainer.launchers.existing import (
     move_aside,
     nothing_left,
     rewrite_config,
+    telling_changes,
 )
 from dist_trainer.launchers.results import Ending, show_error, show_json, show_json_error, show_results
 from dist_trainer.launchers.signals import StopRequests
-from dist_trainer.launchers.workers import count_workers, fed_by_batch, guess_workers
+from dist_trainer.launchers.workers import count_workers, fed_by_batch
 from dist_trainer.run_folder import RunFolder
 
 WORKER = "dist_trainer.worker:main"
@@ -47,9 +49,8 @@ def train(
     config, folder = loaded.config, Path(runs, loaded.config.name).absolute()
     console = Console(quiet=as_json, highlight=False)
     with ExitStack() as stack:
-        requests = stack.enter_context(StopRequests().listening())
-        guess = workers or guess_workers(config)
-        forkserver.start(forkserver.thread_variables(guess) | config.launch.env)
+        requests = stack.enter_context(StopRequests().listening(to_the_end=True))
+        forkserver.start_for(config, workers)
         if fresh and (old := move_aside(folder)):
             console.print(f"moved the old run to {old}", markup=False, soft_wrap=True)
         run = existing_run(folder)
@@ -57,7 +58,8 @@ def train(
             stack.enter_context(run.lock())
             if is_done(run, loaded, allow_change):
                 return _show(_finished(run, config, console), console, as_json)
-        from dist_trainer.launchers import agent  # imports torch, while the forkserver does
+        with importing():  # torch, while the forkserver does
+            from dist_trainer.launchers import agent
 
         count = fed_by_batch(workers or count_workers(config, agent.visible_gpus()), config)
         try:
@@ -68,11 +70,18 @@ def train(
             run = RunFolder.create(folder, dump_config(config), working_folder=Path.cwd())
             stack.enter_context(run.lock())
         else:
-            rewrite_config(run, config)
+            _go_on_with(config, run, console)
         ending = accompany(
             partial(agent.launch, run, config, workers=count, entry=entry), run, config, requests, console
         )
     return _show(ending, console, as_json)
+
+
+def _go_on_with(config: Config, run: RunFolder, console: Console) -> None:
+    """The run's configuration is this one from here on; says what is another in it."""
+    if told := telling_changes(run, config):
+        console.print(f"going on with a changed configuration:\n{told}", markup=False, soft_wrap=True)
+    rewrite_config(run, config)
 
 
 def _show(ending: Ending, console: Console, as_json: bool) -> int:

@@ -21,6 +21,22 @@ MAX_WALKED_FILES, MAX_WALKED_BYTES = 2_000, 50_000_000
 
 _CACHES = {"__pycache__", ".ipynb_checkpoints", "node_modules", ".venv", "venv", "mlruns", "mlartifacts"}
 _LEFT_BEHIND = ("*.pyc", "mlflow.db*", "slurm-*.out")
+# by their names no code, and nothing to have copies of
+_SECRETS = (
+    *(
+        ".env",
+        ".env.*",
+        ".netrc",
+        ".pgpass",
+        "*.pem",
+        "*.key",
+        "*.p12",
+        "id_rsa*",
+        "id_ed25519*",
+        "id_ecdsa*",
+    ),
+    *("credentials", "credentials.*", "*_credentials.json", "secrets.*", ".git-credentials"),
+)
 _SOURCE = {
     *(".py", ".pyi", ".pyx", ".so", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".sh", ".md", ".txt"),
     *(".yaml", ".yml", ".json", ".toml", ".ini", ".cfg"),
@@ -129,14 +145,20 @@ def _sort_out(code: CodeFiles, names: Sequence[str], new: set[str]) -> None:
         if stat.S_ISLNK(found.st_mode):
             links.append(name)
         elif stat.S_ISREG(found.st_mode):
-            if name in new and found.st_size > MAX_NEW_BYTES:
+            if name in new and _holds_secrets(name):
+                code.left_out.append(f"{name} (by its name it holds secrets)")
+            elif name in new and found.st_size > MAX_NEW_BYTES:
                 code.left_out.append(f"{name} ({found.st_size / 1e6:.0f} MB, not in git)")
             else:
                 code.files[name] = path
     folders = {str(folder) for name in code.files for folder in Path(name).parents}
     for name in links:
         if name not in folders:  # else git knows files there, and the folder was since replaced by a link
-            _place_link(code, name, folders)
+            _place_link(code, name, folders, is_new=name in new)
+
+
+def _holds_secrets(name: str) -> bool:
+    return any(fnmatchcase(Path(name).name, text) for text in _SECRETS) and not name.endswith((".py", ".pyi"))
 
 
 def _is_left_behind(name: str) -> bool:
@@ -144,17 +166,30 @@ def _is_left_behind(name: str) -> bool:
     return bool(_CACHES & set(parts)) or any(fnmatchcase(parts[-1], text) for text in _LEFT_BEHIND)
 
 
-def _place_link(code: CodeFiles, name: str, folders: set[str]) -> None:
-    """A link to a file or a folder of the code stays one, a file from elsewhere is copied, a folder is left out."""
+def _place_link(code: CodeFiles, name: str, folders: set[str], *, is_new: bool) -> None:
+    """A link to a file or a folder of the code stays one, a file from elsewhere is copied, a folder is left out.
+
+    A new one is no way around the names of secrets: neither its own, nor of anything that it leads to.
+    """
     path = code.top / name
     real = Path(os.path.realpath(path))
     target = os.path.relpath(real, code.top)
     if target in code.files or target in folders:
         code.links[name] = os.path.relpath(real, path.parent)
+    elif is_new and real.exists() and any(_holds_secrets(step) for step in _way(path)):
+        code.left_out.append(f"{name} (a link to {real}, by a name it holds secrets)")
     elif real.is_file() and real.stat().st_size <= MAX_NEW_BYTES:
         code.files[name] = real
     elif real.exists():
         code.left_out.append(f"{name} (a link to {real})")
+
+
+def _way(link: Path) -> list[str]:
+    """The link, each link that it leads to, and the file at the end, which exists."""
+    way = [link]
+    while way[-1].is_symlink():
+        way.append(way[-1].parent / way[-1].readlink())
+    return [str(step) for step in (*way, link.resolve())]
 
 
 def _holds(code: CodeFiles, folder: str) -> bool:

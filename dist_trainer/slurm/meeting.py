@@ -7,13 +7,13 @@ The first node's agent writes it when it listens, and again with its exit code w
 nothing to wait for then, and the batch script knows that it did not die.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dist_trainer.adapters.files import write_json
+from dist_trainer.adapters.files import make_private_folder, write_json
+from dist_trainer.adapters.records import read_record
 from dist_trainer.adapters.slurm_job import SlurmJob
 from dist_trainer.errors import DistTrainerError
 from dist_trainer.run_folder import RunFolder
@@ -34,15 +34,15 @@ class Meeting:
 def write_meeting(run: RunFolder, job: SlurmJob, meeting: Meeting) -> None:
     """Replace the file."""
     path = _path(run, job)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    make_private_folder(path.parent)
     write_json(path, asdict(meeting))
 
 
 def read_meeting(run: RunFolder, job: SlurmJob) -> Meeting | None:
     """The newest word; None before the first."""
     try:
-        return Meeting(**json.loads(_path(run, job).read_text()))
-    except FileNotFoundError:
+        return read_record(Meeting, _path(run, job).read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from rich.console import Console
 
+from dist_trainer.adapters.interpreter import importing
 from dist_trainer.adapters.slurm_job import JOB_END_VARIABLE, SIGNAL_BEFORE_VARIABLE, SlurmJob
 from dist_trainer.config.load import read_config
 from dist_trainer.config.sbatch_options import signal_before_s
@@ -16,7 +17,7 @@ from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.accompany import accompany
 from dist_trainer.launchers.results import Ending, show_error, show_results, where_saved
 from dist_trainer.launchers.signals import StopRequests
-from dist_trainer.launchers.workers import count_workers, fed_by_batch, guess_workers
+from dist_trainer.launchers.workers import count_workers, fed_by_batch
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.slurm import scheduler
 from dist_trainer.slurm.cluster_facts import kill_wait_s
@@ -47,7 +48,7 @@ def _begin(run: RunFolder) -> Config:
     """Go where the run's relative paths begin, and have torch imported meanwhile."""
     os.chdir(run.info().working_folder)
     config = read_config(run.config_path)
-    forkserver.start(forkserver.thread_variables(guess_workers(config)) | config.launch.env)
+    forkserver.start_for(config)
     return config
 
 
@@ -64,7 +65,8 @@ def _run_other_node(run: RunFolder, job: SlurmJob, requests: StopRequests) -> No
         return
     if meeting.exit_code is not None:
         return
-    from dist_trainer.launchers import agent
+    with importing():
+        from dist_trainer.launchers import agent
 
     workers = count_workers(config, agent.visible_gpus())
     endpoint = f"{meeting.address}:{meeting.port}"
@@ -150,7 +152,8 @@ class _FirstNode:
         end_time = record.end if record and record.end else self._job.end_time
         self._job = replace(self._job, end_time=end_time)
         self._introduce(record, end_time)
-        from dist_trainer.launchers import agent  # imports torch, while the forkserver does
+        with importing():  # torch, while the forkserver does
+            from dist_trainer.launchers import agent
 
         count = self._job.node_count
         workers = count_workers(self._config, agent.visible_gpus())

@@ -11,10 +11,11 @@ import os
 import pwd
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from dist_trainer.adapters.files import append_line, whole_lines
+from dist_trainer.adapters.files import append_line, make_private_folder, whole_lines
+from dist_trainer.adapters.records import check_record
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.slurm.scheduler import JobRecord
 
@@ -49,24 +50,26 @@ def jobs_path(run: RunFolder) -> Path:
 def add_job(run: RunFolder, submission: Submission) -> None:
     """Append a submission, synced."""
     path = jobs_path(run)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    make_private_folder(path.parent)
     append_line(path, asdict(submission))
 
 
 def jobs_of(run: RunFolder) -> list[Submission]:
-    """Every submission, oldest first; a line torn by a crash is left out, and fields of the future too."""
+    """Every submission, oldest first; a line torn by a crash is left out."""
     path = jobs_path(run)
     if not path.exists():
         return []
-    known = {entry.name for entry in fields(Submission)}
-    lines = (line for line in whole_lines(path.read_bytes()) if "job" in line)
-    return [Submission(**{key: line[key] for key in known & line.keys()}) for line in lines]
+    found = []
+    for line in whole_lines(path.read_bytes()):
+        with suppress(ValueError):
+            found.append(check_record(Submission, line))
+    return found
 
 
 def next_script(folder: Path) -> Path:
     """Where the next batch script of a run or a sweep in this folder goes; makes the folder it is in."""
     scripts = folder / "slurm"
-    scripts.mkdir(mode=0o700, exist_ok=True)
+    make_private_folder(scripts)
     numbers = [int(path.stem) for path in scripts.glob("*.sbatch") if path.stem.isdigit()]
     return scripts / f"{max(numbers, default=0) + 1:04d}.sbatch"
 

@@ -172,9 +172,10 @@ def refuse_unwritable(folder: Path) -> None:
 
 def check_store(run: RunFolder, loaded: Loaded) -> None:
     """ConfigError where the checkpoints' store is out of reach or breaks a promise that a commit needs."""
-    url = run.checkpoint_url(loaded.config.checkpoint.folder)
+    folder = loaded.config.checkpoint.folder
     try:
-        storage = Storage(url, retry_delays_s=(0.3,))
+        shown = run.checkpoint_url(folder, shown=True)
+        storage = Storage(run.checkpoint_url(folder), shown=shown, retry_delays_s=(0.3,))
         try:
             storage.check_promises()
         finally:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_trainer.adapters.interpreter import leave
 from dist_trainer.launchers.signals import StopRequests
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # so it stays once nobody listens: the end is near then anyway
     with StopRequests().listening() as requests:
+        from dist_trainer.adapters.privacy import keep_private
+        from dist_trainer.config.redact import redact
         from dist_trainer.errors import DistTrainerError
         from dist_trainer.slurm.node import after_srun, run_node
 
+        keep_private()
         arguments = _arguments()
         try:
             run, job = _place(arguments.folder, is_sweep=arguments.sweep)
@@ -35,7 +39,7 @@ def main() -> int:
                 return after_srun(run, job, arguments.after)
             return run_node(run, job, requests)
         except DistTrainerError as error:
-            print(error, file=sys.stderr, flush=True)
+            print(redact(str(error)), file=sys.stderr, flush=True)
             return error.exit_code
 
 
@@ -68,4 +72,4 @@ def _place(folder: Path, *, is_sweep: bool) -> "tuple[RunFolder, SlurmJob]":
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

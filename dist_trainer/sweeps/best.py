@@ -65,7 +65,7 @@ def best(folder: SweepFolder, metric: BestConfig, *, as_json: bool) -> int:
 
 def _candidate(row: Row, metric: BestConfig) -> Candidate:
     config = read_config(row.run.config_path).checkpoint
-    where, there, problem = row.run.checkpoint_url(config.folder), [], ""
+    where, there, problem = row.run.checkpoint_url(config.folder, shown=True), [], ""
     try:
         there = open_store(row.run, config).list()
     except StorageError as error:

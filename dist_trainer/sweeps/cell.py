@@ -8,12 +8,16 @@ import signal
 import sys
 from pathlib import Path
 
+from dist_trainer.adapters.interpreter import leave
+from dist_trainer.adapters.privacy import keep_private
+from dist_trainer.config.redact import redact
 from dist_trainer.errors import DistTrainerError
 from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 
 
 def main() -> int:
     """Train the run to its end; the command's exit code."""
+    keep_private()
     folder, parent = Path(sys.argv[1]), int(sys.argv[2])
     # a sweep that is killed stops its cells, which save
     kill_me_with_my_parent(parent_pid=parent, number=signal.SIGTERM)
@@ -26,9 +30,9 @@ def main() -> int:
         os.chdir(run.info().working_folder)
         return train(load_config([run.config_path]), runs=run.path.parent)
     except DistTrainerError as error:
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         return error.exit_code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

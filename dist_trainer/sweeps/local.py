@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dist_trainer.adapters.files import open_log
 from dist_trainer.errors import FINISHED, STOPPED
 from dist_trainer.launchers import forkserver
 from dist_trainer.launchers.signals import StopRequests
@@ -68,10 +69,8 @@ class LocalSweep:
     def _start(self, cell: Cell) -> None:
         run = self._folder.run_of(cell)
         slot = min(set(range(self._parallel)) - {each.slot for each in self._running})
-        log = self._folder.log_path(cell)
-        log.parent.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "dist_trainer.sweeps.cell", str(run.path), str(os.getpid())]
-        with log.open("ab") as output, forkserver.variables(self._share(cell, slot)):
+        with open_log(self._folder.log_path(cell)) as output, forkserver.variables(self._share(cell, slot)):
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

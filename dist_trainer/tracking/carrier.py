@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_trainer.config.redact import redact
 from dist_trainer.errors import StorageError
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.final_model import final_model
 from dist_trainer.tracking.parameters import parameters, redact_yaml
-from dist_trainer.tracking.redact import redact
 from dist_trainer.tracking.run_end import end_status
 from dist_trainer.tracking.settings import RunSettings
 from dist_trainer.tracking.sync_state import JOURNALS, JournalPoints, SyncState
@@ -74,7 +74,7 @@ class Carrier:
                 self._state = SyncState(self._mlflow.run_id, self._mlflow.experiment_id)
             folder = self._run.journal_path(0).parent
             self._journals = [(name, JournalPoints(folder / name, self._state)) for name in JOURNALS]
-            self._save()
+            self._state.save(self._run)  # no progress: to connect again and again carries nothing
         return self._mlflow
 
     def _save(self) -> None:
@@ -150,10 +150,12 @@ class Carrier:
                 self._save()
 
     def _carry_model(self, mlflow: "MlflowRun") -> None:
-        place = RunSettings.read(self._run).checkpoints
+        settings = RunSettings.read(self._run)
+        place, shown = settings.checkpoints, settings.checkpoints_shown
         with tempfile.TemporaryDirectory(prefix="model-", dir=self._run.path) as folder:
             try:
-                found = final_model(place, carried=self._state.artifacts.get("model"), into=Path(folder))
+                carried = self._state.artifacts.get("model")
+                found = final_model(place, shown=shown, carried=carried, into=Path(folder))
             except StorageError as error:
                 raise Unavailable(f"the final model cannot be read: {redact(str(error))}") from error
             if found is None:
@@ -161,7 +163,7 @@ class Carrier:
             name, path = found
             self._carry_large_file(mlflow, path)
         mlflow.set_tag("dist_trainer.checkpoint", name)
-        mlflow.set_tag("dist_trainer.checkpoints", redact(place))
+        mlflow.set_tag("dist_trainer.checkpoints", redact(shown))
         self._state.artifacts["model"] = name
         self._save()
 

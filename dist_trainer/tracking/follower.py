@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_trainer.adapters.file_lock import hold
+from dist_trainer.config.redact import redact
 from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.carrier import Carrier, Unavailable
-from dist_trainer.tracking.redact import redact
 from dist_trainer.tracking.run_end import RunEnd, end_status
 from dist_trainer.tracking.settings import RunSettings
 from dist_trainer.tracking.system_metrics import SystemSampler
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from dist_trainer.tracking.mlflow_sync import MlflowRun
 
 _DRAIN_S = 10.0  # how long MLflow may be silent after the end of training
+_LEAVE_S = 9.0  # the same for a server, which is left in the middle of a request: gone within 10 s
 _POLL_S = 2.0
 _LONGEST_DELAY_S = 10.0
 _TIMEOUT_S = 5.0
 _LONGEST_TIMEOUT_S = 60.0
-_TAKEOVER_S = 20.0  # the process of an attempt that was just killed is still draining
 
 Connect = Callable[[RunFolder, float], "MlflowRun"]  # the float: seconds a request may take
 
@@ -35,14 +35,16 @@ class _Busy(Exception):
 
 
 def follow(run: RunFolder, end: RunEnd, *, connect: Connect, sample_every_s: float) -> None:
-    """Carry the run until it is over and MLflow has all of it, or is silent for too long."""
-    deadline = time.monotonic() + _TAKEOVER_S
+    """Carry the run until it is over and MLflow has all of it, or is silent for too long.
+
+    The process of an attempt that was killed may still carry it: that one leaves once it sees this attempt.
+    """
     while True:
         try:
             with hold(_lock_path(run), held=lambda owner: _Busy(), patience_s=0.5):
                 return _carry_until_over(run, end, connect, SystemSampler(run, every_s=sample_every_s))
         except _Busy:
-            if end.seen() or time.monotonic() > deadline:
+            if end.seen() and time.monotonic() - end.since > _LEAVE_S:
                 return tell("another process carries this run")
 
 
@@ -78,17 +80,19 @@ def _carry_until_over(run: RunFolder, end: RunEnd, connect: Connect, sampler: Sy
         status = end.seen()
         if status:
             sampler.stop()
+            if end.is_gone_on():
+                return tell("another attempt trains this run, whose process carries it")
         try:
             carrier.carry(status)
             if status:
-                return
+                return None
             told = ""
         except Unavailable as error:
             if str(error) != told:
                 told = str(error)
                 tell(f"MLflow: {told}")
             if status and _silent_s(carrier, end.since) > _DRAIN_S:
-                return
+                return None
         end.wait(1.0 if status else min(_POLL_S * 2**carrier.failures, _LONGEST_DELAY_S))
 
 
@@ -107,7 +111,7 @@ def _silent_s(carrier: Carrier, since: float) -> float:
 
 def _leave_in_time(end: RunEnd, carrier: Carrier) -> None:
     """A server that is slow enough evades every time-out. What is noted as carried is on disk: just leave."""
-    while end.seen() is None or _silent_s(carrier, end.since) < _DRAIN_S - 0.5:
+    while end.seen() is None or _silent_s(carrier, end.since) < _LEAVE_S:
         time.sleep(0.25)
     tell("MLflow is silent; `dist-trainer sync` carries what is left")
     os._exit(0)

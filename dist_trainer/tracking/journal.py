@@ -7,41 +7,59 @@ One JSON object per line, in the order it happened, over all attempts:
 
 NaN and infinities are the strings "NaN", "Infinity" and "-Infinity", which float() reads back. Rank 0 writes
 metrics and events, the others events only. A crash may leave a torn line: the next attempt closes it, and
-readers pass over it.
+readers pass over it. What a full or broken disk refuses is kept in memory, and written once it takes it.
 """
 
 import json
 import os
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dist_trainer.adapters.files import plain_number, whole_lines
+from dist_trainer.adapters.files import is_torn, make_private_folder, open_private, plain_number, whole_lines
+from dist_trainer.adapters.local_folder import sync_folder
+from dist_trainer.adapters.records import is_count, is_moment
 
 _FLUSH_EVERY_S = 1.0
+_KEPT_BYTES = 64 << 20  # of what the disk refuses: hours of points
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+_LARGEST = 1 << 1000  # a float takes no larger one
 
 
 class Journal:
     """Appends to one rank's journal, from any thread.
 
-    Metrics are kept back for a second at most while more are written; an event takes them along at once.
+    Metrics are kept back for a second at most while more are written; an event takes them along at once. No
+    method raises what the disk has to say: training goes on, and an alarm tells of it afterwards.
     """
 
     def __init__(self, path: Path, *, attempt: int, rank: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         self.attempt = attempt
         self.rank = rank
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._lines = ["\n"] if _is_torn(self._file) else []
+        self._path = path
+        self._file = open_private(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        # metrics are no line yet: many at once cost a third of one by one
+        self._pending: list[dict[str, Any] | str] = []
+        self._closes_torn_line = is_torn(self._file)
+        self._refused = bytearray()  # what the disk did not take; it may begin in the middle of a line
+        self._refused_since: float | None = None
+        self._dropped = 0  # lines
         self._flushed = time.monotonic()
+        with suppress(OSError):
+            sync_folder(path.parent)  # or a power cut loses the whole file
         self._lock = threading.Lock()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write the metrics of a step."""
-        self._write({"kind": "metrics", "step": step, "values": values}, every_s=_FLUSH_EVERY_S)
+        kept = {key: value if type(value) is float else _plain(value) for key, value in values.items()}
+        self._write({"kind": "metrics", "step": step, "values": kept}, every_s=_FLUSH_EVERY_S)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write an event; `fields` are JSON values, anything else is written as its text."""
@@ -52,11 +70,14 @@ class Journal:
         """Put everything written so far on the disk, so that a checkpoint never is ahead of its metrics."""
         with self._lock:
             self._flush(time.monotonic())
-        os.fsync(self._file)  # outside the lock: it may take long, and training goes on writing
+        with suppress(OSError):  # what it means is said by the write that fails
+            os.fsync(self._file)  # outside the lock: it may take long, and training goes on writing
 
     def close(self) -> None:
         """Sync and close."""
         self.sync()
+        if self._refused:
+            _tell(f"{self._path}: its last {len(self._refused)} bytes are lost: the disk did not take them")
         os.close(self._file)
 
     def __enter__(self) -> "Journal":
@@ -71,19 +92,47 @@ class Journal:
         # whole milliseconds: MLflow knows no finer, and a point sent twice must look the same
         record["time"] = round(time.time(), 3)
         record["attempt"] = self.attempt
-        line = _line(record)
+        line = record if record["kind"] == "metrics" else _line(record)
         with self._lock:
-            self._lines.append(line)
+            self._pending.append(line)
             now = time.monotonic()
             if now - self._flushed >= every_s:
                 self._flush(now)
 
     def _flush(self, now: float) -> None:
-        content = memoryview("".join(self._lines).encode())
-        self._lines.clear()
+        if len(self._refused) < _KEPT_BYTES:
+            lines = (each if isinstance(each, str) else _line(each) for each in self._pending)
+            torn = "\n" if self._closes_torn_line else ""
+            self._refused += (torn + "".join(lines)).encode()
+            self._closes_torn_line = False
+        else:
+            self._dropped += len(self._pending)
+        self._pending.clear()
         self._flushed = now
-        while content:  # a full disk writes less than asked before it raises
-            content = content[os.write(self._file, content) :]
+        try:
+            self._write_refused()
+        except OSError as error:
+            if self._refused_since is None:
+                self._refused_since = now
+                _tell(
+                    f"{self._path}: cannot be written: {error.strerror}; training goes on, and keeps it in memory"
+                )
+            return
+        if self._refused_since is not None:
+            self._tell_of_recovery(now - self._refused_since)
+
+    def _write_refused(self) -> None:
+        while self._refused:  # a full disk writes less than asked before it raises
+            del self._refused[: os.write(self._file, self._refused)]
+
+    def _tell_of_recovery(self, seconds: float) -> None:
+        lost = f"{self._dropped} lines are lost" if self._dropped else "nothing of it is lost"
+        self._refused_since, self._dropped = None, 0
+        message = f"{self._path} could not be written for {seconds:.0f} s, as on a full disk; {lost}"
+        alarm = {"kind": "alarm", "rank": self.rank, "message": message, "time": round(time.time(), 3)}
+        self._refused += _line({**alarm, "attempt": self.attempt}).encode()
+        with suppress(OSError):  # then it is written with the next line
+            self._write_refused()
 
 
 def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -103,7 +152,23 @@ def iterate_journal(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any
                 return
             offset += len(line)
             for record in whole_lines(line):
-                yield record, offset
+                if is_record(record):
+                    yield record, offset
+
+
+def is_record(record: Mapping[str, Any]) -> bool:
+    """Whether a line of JSON is one that a journal wrote: anything else is passed over, as a torn one is."""
+    if not isinstance(record.get("kind"), str) or not is_count(record.get("attempt")):
+        return False
+    if record["kind"] != "metrics":
+        return is_moment(record.get("time"))
+    is_point = is_count(record.get("step")) and is_moment(record.get("time"))
+    values = record.get("values")
+    return is_point and isinstance(values, dict) and all(map(_is_value, values.values()))
+
+
+def _is_value(value: Any) -> bool:
+    return type(value) is float or value in _NOT_FINITE or (type(value) is int and abs(value) < _LARGEST)
 
 
 def history(path: Path) -> dict[str, dict[int, float]]:
@@ -123,7 +188,7 @@ def metric_history(path: Path, metric: str) -> dict[int, float]:
     if path.exists():
         with path.open("rb") as file:
             records = (record for line in file if mark in line for record in whole_lines(line))
-            for record in records:
+            for record in filter(is_record, records):
                 if record["kind"] == "metrics" and metric in record["values"]:
                     values[record["step"]] = float(record["values"][metric])
     return dict(sorted(values.items()))
@@ -135,14 +200,30 @@ def last_saved_step(path: Path) -> int | None:
     if last is None:
         return None
     if last["kind"] == "saved":
-        return int(last["step"])
-    return last["first_step"] or None  # what it went on from; one after that may have been bad
+        return _whole_number(last.get("step"))
+    return (
+        _whole_number(last.get("first_step")) or None
+    )  # went on from there; one after that may have been bad
+
+
+def saved_checkpoints(path: Path, *, newest: int = 100) -> list[str]:
+    """The names of the checkpoints that were saved last, by rank 0's journal; some may be deleted by now."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        lines = deque((line for line in file if b'"kind": "saved"' in line), newest)
+    records = filter(is_record, (record for line in lines for record in whole_lines(line)))
+    return [name for record in records if isinstance(name := record.get("checkpoint"), str)]
 
 
 def planned_steps(path: Path) -> int | None:
     """How many steps the last attempt that began was to get to, by rank 0's journal."""
     last = _last_event(path, "started")
-    return None if last is None else int(last["total_steps"])
+    return None if last is None else _whole_number(last.get("total_steps"))
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if type(value) is int else None
 
 
 def _last_event(path: Path, *kinds: str) -> Mapping[str, Any] | None:
@@ -153,7 +234,7 @@ def _last_event(path: Path, *kinds: str) -> Mapping[str, Any] | None:
             for line in file:
                 if line.endswith(b"\n") and any(mark in line for mark in marks):
                     found = line
-    return next(iter(whole_lines(found)), None)
+    return next(filter(is_record, whole_lines(found)), None)
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -175,6 +256,6 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _is_torn(descriptor: int) -> bool:
-    size = os.fstat(descriptor).st_size
-    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+def _tell(message: str) -> None:
+    with suppress(OSError, ValueError):  # the log may be on the same disk
+        print(f"warning: {message}", file=sys.stderr, flush=True)

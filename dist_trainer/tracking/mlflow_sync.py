@@ -9,8 +9,6 @@ import getpass
 import importlib.util
 import json
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,17 +21,25 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.adapters.file_lock import hold
+from dist_trainer.adapters.files import open_log
+from dist_trainer.adapters.interpreter import importing, leave
+from dist_trainer.adapters.privacy import keep_private
+from dist_trainer.config.redact import redact
 from dist_trainer.errors import DistTrainerError, UsageError
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.carrier import Unavailable
 from dist_trainer.tracking.follower import carry_once, follow
-from dist_trainer.tracking.redact import redact
+from dist_trainer.tracking.page import page_command
+from dist_trainer.tracking.parameters import mlflow_name
 from dist_trainer.tracking.run_end import RunEnd, end_status
 from dist_trainer.tracking.settings import RunSettings
 from dist_trainer.tracking.sweep_parent import join_sweep
 from dist_trainer.tracking.sync_state import Point, SyncState, count_left
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Where two processes a core are busy, importing mlflow takes 12 s at 5, half a minute at 10, and minutes at 19; what
+# is left to do then is little, and is to cost training nothing.
+_WHILE_STARTING, _WHILE_CARRYING = 5, 19
 _RUN_TAG = "dist_trainer.run_id"
 
 
@@ -62,15 +68,11 @@ def start(
     arguments = [str(run.path), f"--parent={os.getpid()}", f"--sample-every-s={sample_every_s}"]
     if end_status(status.state):
         arguments.append(f"--stale-s={status.time!r}")
-    log = run.path / "logs" / "mlflow-sync.log"
-    log.parent.mkdir(exist_ok=True)
     # blocked signals stay blocked over exec: none gets through before the process ignores them
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
     try:
-        with log.open(
-            "ab"
-        ) as output:  # standard output: mlflow prints the tracking URL there, secrets and all
-            null = subprocess.DEVNULL
+        null = subprocess.DEVNULL  # standard output: mlflow prints the tracking URL there, secrets and all
+        with open_log(run.path / "logs" / "mlflow-sync.log") as output:
             return subprocess.Popen(_command(*arguments), stdin=null, stdout=null, stderr=output)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -91,22 +93,6 @@ def sync(run: RunFolder, *more: RunFolder) -> SyncReport:
     return next((report for report in reports if report.problem), reports[-1])
 
 
-def page_command(run: RunFolder) -> str:
-    """How to see the run in MLflow: its URL on a server, else the command that shows the store."""
-    settings = RunSettings.read(run)
-    if settings.uri is None:
-        return ""
-    if not settings.is_server:
-        if importlib.util.find_spec("mlflow") is None:
-            return f"mlflow is not installed; the metrics are in {run.journal_path(0)}"
-        beside = Path(sys.executable).with_name("mlflow")
-        program = "mlflow" if shutil.which("mlflow") or not beside.exists() else str(beside)
-        return f"{program} ui --backend-store-uri {shlex.quote(redact(settings.uri))}"
-    state = SyncState.load(run)
-    page = f"/#/experiments/{state.experiment}/runs/{state.mlflow_run}" if state.mlflow_run else ""
-    return redact(settings.uri.rstrip("/")) + page
-
-
 def _command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "dist_trainer.tracking.mlflow_sync", *arguments]
 
@@ -115,7 +101,8 @@ class MlflowRun:
     """One run in an MLflow store. Every method raises Unavailable where the store does not take it."""
 
     def __init__(self, run: RunFolder, settings: RunSettings) -> None:
-        from mlflow import MlflowClient
+        with importing():
+            from mlflow import MlflowClient
 
         with _reaching():
             if settings.database:
@@ -208,7 +195,7 @@ class MlflowRun:
         name = settings.experiment
         location = None
         if settings.database:
-            location = (settings.database.parent / "mlartifacts" / name).as_uri()
+            location = (settings.database.parent / "mlartifacts" / mlflow_name(name)).as_uri()
         for _ in range(2):  # of runs that start at once one creates it and the others find it
             if found := self._client.get_experiment_by_name(name):
                 if found.lifecycle_stage != "active":
@@ -269,6 +256,7 @@ def _connect(run: RunFolder, timeout_s: float) -> MlflowRun:
 
 def main() -> int:
     """The process itself."""
+    keep_private()
     parser = argparse.ArgumentParser(prog="mlflow_sync", description=__doc__)
     parser.add_argument("runs", type=RunFolder.open, nargs="+")
     parser.add_argument("--once", action="store_true")
@@ -289,12 +277,19 @@ def main() -> int:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
-    os.nice(19)
-    importlib.import_module("mlflow")  # takes seconds, which are not MLflow's silence
+    os.nice(_WHILE_STARTING)
     end = RunEnd(run, parent=arguments.parent, stale_s=arguments.stale_s)
-    follow(run, end, connect=_connect, sample_every_s=arguments.sample_every_s)
+    with importing():
+        importlib.import_module("mlflow")  # takes seconds, which are not MLflow's silence
+
+    def connect(run: RunFolder, timeout_s: float) -> MlflowRun:
+        connected = _connect(run, timeout_s)
+        os.nice(_WHILE_CARRYING - os.nice(0))
+        return connected
+
+    follow(run, end, connect=connect, sample_every_s=arguments.sample_every_s)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

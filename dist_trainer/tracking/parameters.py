@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from dist_trainer.tracking.redact import redact_value
+from dist_trainer.config.redact import redact_value
 
 _LONGEST_VALUE = 6000
 _LONGEST_NAME = 250

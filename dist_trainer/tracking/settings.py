@@ -3,14 +3,14 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dist_trainer.config.schema import TrackingConfig
-from dist_trainer.config.yaml_rules import read_yaml
+from dist_trainer.config.load import read_section
+from dist_trainer.config.references import resolve
+from dist_trainer.config.schema import CheckpointConfig, TrackingConfig
 from dist_trainer.run_folder import RunFolder
 
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]+)(.*)")
-_SERVER_S, _START_S = 10.0, 60.0
+_SERVER_S, _START_S = 9.0, 60.0  # with the end itself the command then takes ten
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,16 @@ class RunSettings:
     uri: str | None  # None: the journal alone
     experiment: str
     checkpoints: str  # a local path, or a place in a store
+    checkpoints_shown: str  # the same for messages
 
     @classmethod
     def read(cls, run: RunFolder) -> "RunSettings":
         """From config.yaml; what it leaves out has the schema's default."""
-        tree, _ = read_yaml(run.config_path.read_text(), str(run.config_path))
-        config = (tree and tree.plain()) or {}
-        info = run.info()
-        tracking = TrackingConfig.model_validate(_section(config, "tracking"))
-        uri = tracking.uri and resolve_uri(tracking.uri, info.working_folder)
-        place = run.checkpoint_url(_section(config, "checkpoint").get("folder"))
-        return cls(run.path.name, uri, tracking.experiment, place)
+        tracking = read_section(run.config_path, "tracking", TrackingConfig)
+        uri = tracking.uri and resolve_uri(tracking.uri, run.info().working_folder)
+        folder = read_section(run.config_path, "checkpoint", CheckpointConfig).folder
+        places = run.checkpoint_url(folder), run.checkpoint_url(folder, shown=True)
+        return cls(run.path.name, uri, tracking.experiment, *places)
 
     @property
     def database(self) -> Path | None:
@@ -47,8 +46,8 @@ class RunSettings:
     def patience_s(self) -> float:
         """How long the end of a training waits for MLflow; `dist-trainer sync` brings what is left.
 
-        A server may not answer. A file always does: what takes time there is the start of MLflow, at the lowest
-        priority, where the training was shorter than that.
+        A server may not answer. A file always does: what takes time there is the start of MLflow, which gives
+        way to others, where the training was shorter than that.
         """
         return _SERVER_S if self.is_server else _START_S
 
@@ -60,13 +59,9 @@ def database_of(uri: str) -> Path | None:
 
 
 def resolve_uri(uri: str, folder: Path) -> str:
-    """`uri` with a relative sqlite file or local folder taken from `folder`."""
+    """`uri` with its references put in, and a relative sqlite file or local folder taken from `folder`."""
+    uri = resolve(uri)
     match = _SQLITE.fullmatch(uri)
     if match:
         return f"{match[1]}{folder / match[2]}{match[3]}"
     return uri if ":" in uri or uri == "databricks" else str(folder / uri)
-
-
-def _section(config: Any, name: str) -> dict[str, Any]:
-    section = config.get(name) if isinstance(config, dict) else None
-    return section if isinstance(section, dict) else {}

@@ -13,12 +13,12 @@ from typing import Any
 
 from dist_trainer.adapters.file_lock import hold
 from dist_trainer.adapters.files import write_json
+from dist_trainer.config.redact import redact_value
 from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.sweep_folder import SweepFolder
 from dist_trainer.tracking.carrier import Unavailable
 from dist_trainer.tracking.parameters import mlflow_name
-from dist_trainer.tracking.redact import redact_value
 
 _CHILD_TAG = "mlflow.parentRunId"  # MLflow's own
 _SWEEP_TAG = "dist_trainer.sweep_id"

@@ -9,13 +9,13 @@ mlflow-sync.json in the run folder, replaced after every batch that was taken:
     status                   the end that was reported, until another attempt goes on
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from dist_trainer.adapters.files import write_json
+from dist_trainer.adapters.records import read_record
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.journal import iterate_journal
 from dist_trainer.tracking.parameters import mlflow_name
@@ -48,10 +48,11 @@ class SyncState:
 
     @classmethod
     def load(cls, run: RunFolder) -> "SyncState":
-        """What was saved last; a fresh one where nothing was."""
+        """What was saved last; a fresh one where nothing was, or nothing that can be read: MLflow keeps a point that
+        comes twice once."""
         try:
-            return cls(**json.loads(_path(run).read_text()))
-        except FileNotFoundError:
+            return read_record(cls, _path(run).read_bytes())
+        except (OSError, ValueError):
             return cls()
 
     def save(self, run: RunFolder) -> None:
@@ -70,13 +71,15 @@ class JournalPoints:
     """The points of one journal that MLflow lacks, each (metric, step) once: the first value stays.
 
     A resume repeats steps, so a step up to the highest one sent is looked up among those before it. Only then
-    is the journal read from its start, at most once an attempt.
+    is the journal read from its start, at most once an attempt. An offset that the journal does not reach, as
+    after a loss of power, says nothing: all of it is sent again, and MLflow keeps each point once.
     """
 
     def __init__(self, path: Path, state: SyncState) -> None:
         self._path = path
-        self._offset = state.offsets.get(path.name, 0)
-        self._highest = dict(state.steps.get(path.name, {}))
+        offset, length = state.offsets.get(path.name, 0), path.stat().st_size if path.is_file() else 0
+        self._offset = offset if 0 <= offset <= length else 0
+        self._highest = dict(state.steps.get(path.name, {})) if self._offset == offset else {}
         self._repeated: set[tuple[str, int]] = set()  # sent, of the steps in [first, last]
         self._repeat: tuple[int, int, int] | None = None  # attempt, first, last
 

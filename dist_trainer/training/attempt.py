@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from dist_trainer.adapters.distributed import Group, PeerFailed, join
 from dist_trainer.adapters.place import Place
 from dist_trainer.config.schema import LaunchConfig
-from dist_trainer.errors import DistTrainerError
+from dist_trainer.errors import DistTrainerError, StorageError
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.heartbeat import Heartbeat
 from dist_trainer.tracking.journal import Journal
@@ -41,21 +42,30 @@ class Attempt:
     def say(self, sentence: str) -> None:
         """Print on rank 0, where no agent of ours shows the progress."""
         if self.is_rank_zero and not self.has_agent:
-            print(sentence, flush=True)
+            with suppress(OSError):  # standard output may be a file on a full disk
+                print(sentence, flush=True)
 
-    def record_start(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
-        """Write on rank 0 that the attempt trains now, and what is ahead of it. Collective."""
+    def record_start(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> list[str]:
+        """Write on rank 0 that the attempt trains now, and what is ahead of it. Collective.
+
+        Gives the names of the ranks' nodes, by rank.
+        """
+        names = [name.decode() for name in self.group.gather_bytes(self.group.place.node.encode())]
+        if self.is_rank_zero:
+            self._record_start(names, first_step, total_steps, steps_per_epoch)
+        return names
+
+    def _record_start(
+        self, names: list[str], first_step: int, total_steps: int, steps_per_epoch: int
+    ) -> None:
         place = self.group.place
-        names = self.group.gather_bytes(place.node.encode())
-        if not self.is_rank_zero:
-            return
         world_size = self.group.world_size
         started = {"first_step": first_step, "world_size": world_size}
         line = {
             "event": "start",
             "attempt": self.number,
             "time": time.time(),
-            "nodes": sorted({name.decode() for name in names}),
+            "nodes": sorted(set(names)),
         }
         job = {"job": place.job, "restart": place.restart} if place.job else {}
         self.run.record({**line, **started, **job})
@@ -86,7 +96,7 @@ class Attempt:
             if not self.has_agent:
                 with suppress(Exception):  # the error under way is the one to show
                     stack.close()
-                with suppress(OSError):
+                with suppress(OSError, StorageError):
                     self._record_failure(error, step() or None)
             raise
 
@@ -124,7 +134,8 @@ def begin(open_run: Callable[[], RunFolder], launch: LaunchConfig, signals: Sign
     fence is taken and the run locked already; otherwise rank 0 does both. After a failure the group is not
     left in order: that could wait for a peer that is gone.
     """
-    has_agent = Place.from_environment().fence is not None
+    place = Place.from_environment()
+    has_agent = place.fence is not None
     with ExitStack() as stack:
 
         def take_fence() -> int:
@@ -132,6 +143,8 @@ def begin(open_run: Callable[[], RunFolder], launch: LaunchConfig, signals: Sign
             stack.enter_context(run.lock())
             return run.new_fence({"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()})
 
+        if place.fence is not None:  # a rank that waits for others to come says so
+            beat_once(open_run(), place.rank, place.fence, "joining")
         group = join(launch.device, timeout_s=launch.timeout_s, take_fence=take_fence)
         run = open_run()
         journal = stack.enter_context(
@@ -139,6 +152,8 @@ def begin(open_run: Callable[[], RunFolder], launch: LaunchConfig, signals: Sign
         )
         heartbeat = Heartbeat(run.heartbeat_path(group.rank), rank=group.rank, attempt=group.fence)
         stack.callback(heartbeat.close)
+        heartbeat.beat(0, "start-up")
+        group.waiting = partial(heartbeat.waiting, "exchange")
         try:
             yield Attempt(run, group, journal, heartbeat, signals, has_agent)
         except BaseException:
@@ -146,3 +161,10 @@ def begin(open_run: Callable[[], RunFolder], launch: LaunchConfig, signals: Sign
                 group.leave()
             raise
         group.leave()
+
+
+def beat_once(run: RunFolder, rank: int, attempt: int, phase: str) -> None:
+    """A word from a rank that has taken no step yet."""
+    heartbeat = Heartbeat(run.heartbeat_path(rank), rank=rank, attempt=attempt)
+    heartbeat.beat(0, phase)
+    heartbeat.close()

@@ -1,22 +1,28 @@
 """Puts together what a rank trains with: model, optimizers, schedules, loaders."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dist_trainer.adapters.allocator import keep_freed_memory
 from dist_trainer.adapters.distributed import Group
 from dist_trainer.adapters.place import be_deterministic
 from dist_trainer.config.schema import Settings
+from dist_trainer.training.ahead import Ahead
+from dist_trainer.training.attempt import Attempt
 from dist_trainer.training.checks import check_model, check_optimizers, check_single_rows, check_watched
 from dist_trainer.training.early_stopping import EarlyStopping
 from dist_trainer.training.group_options import configured
-from dist_trainer.training.loader import Batch, EvalLoader, TrainLoader
+from dist_trainer.training.loader import EvalLoader, TrainLoader
+from dist_trainer.training.memory_format import to_channels_last
 from dist_trainer.training.metrics import Metric
 from dist_trainer.training.optimizer import check_built_schedule, freeze, set_train_mode
+from dist_trainer.training.preflight import check_same_start
 from dist_trainer.training.sampler import ResumableSampler
 from dist_trainer.training.schedule import Schedule
 from dist_trainer.training.step import TrainStep
@@ -63,14 +69,15 @@ class Parts:
     eval_loaders: dict[str, EvalLoader]  # by split: val, test
     total_steps: int
 
-    def start_loaders(self, first: int, interrupted: Callable[[], bool]) -> Iterator[list[Batch]]:
+    def start_loaders(self, first: int, interrupted: Callable[[], bool], device: torch.device) -> Ahead:
         """The batches from a step on, until interrupted.
 
         Forks the loaders' processes, so call it before threads are started.
         """
         if "val" in self.eval_loaders:
             self.eval_loaders["val"].start()
-        return self.loader.steps(first, self.total_steps, interrupted=interrupted)
+        batches = self.loader.steps(first, self.total_steps, interrupted=interrupted)
+        return Ahead(batches, device, early=self.loader.reads_early(device))
 
     def close(self) -> None:
         """End the loaders' processes."""
@@ -79,8 +86,11 @@ class Parts:
             loader.close()
 
 
-def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
+def build(given: Ingredients, settings: Settings, attempt: Attempt) -> Parts:
     """Everything for one rank; raises ConfigError for what does not fit together. Collective."""
+    group = attempt.group
+    if group.device.type == "cpu":
+        keep_freed_memory()
     if settings.train.deterministic:
         be_deterministic()
     _check_watched(given, settings)
@@ -93,6 +103,7 @@ def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
     )
     check_optimizers(model, optimizers, settings)
     sampler, loader, eval_loaders = _loaders(given, settings, group)
+    _compare(given, settings, attempt, model, optimizers, {"train": loader, **eval_loaders})
     set_train_mode(model)
     check_single_rows(model, given.task, loader, settings, group)
     if settings.train.compile:
@@ -118,11 +129,34 @@ def build(given: Ingredients, settings: Settings, group: Group) -> Parts:
     )
 
 
+def _compare(
+    given: Ingredients,
+    settings: Settings,
+    attempt: Attempt,
+    model: nn.Module,
+    optimizers: Mapping[str, Optimizer],
+    loaders: Mapping[str, TrainLoader | EvalLoader],
+) -> None:
+    datasets = {"train": given.train, "val": given.val, "test": given.test}
+    check_same_start(
+        attempt.group,
+        settings,
+        attempt.run,
+        model=model,
+        optimizers=optimizers,
+        datasets={split: datasets[split] for split in loaders},
+        loaders=loaders,
+        others=(given.task, given.task.loss_function, given.collate, *given.metrics.values()),
+    )
+
+
 def _place(given: Ingredients, settings: Settings, group: Group) -> nn.Module:
     model = given.model
     if settings.ddp.sync_batchnorm and group.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     model.to(group.device)
+    if settings.train.channels_last:
+        to_channels_last(model)
     move_held(given.task, group.device)
     return model
 
@@ -175,6 +209,8 @@ def _loaders(
         "collate": given.collate,
         "bad_rows": data.bad_rows,
         "pin_memory": group.device.type == "cuda",
+        "finish_later": group.device.type == "cuda",
+        "channels_last": settings.train.channels_last,
         "seed": settings.seed,
     }
     batch_size = data.eval_batch_size or -(-data.global_batch_size // (group.world_size * parts))

@@ -12,7 +12,8 @@ from dist_trainer.config.schema import Settings
 from dist_trainer.errors import ConfigError
 from dist_trainer.training.evaluation import undisturbed
 from dist_trainer.training.loader import TrainLoader
-from dist_trainer.training.task import Task, move_to
+from dist_trainer.training.optimizer import needs_closure
+from dist_trainer.training.task import Task
 
 
 def check_model(model: nn.Module, task: Task, settings: Settings, device: torch.device) -> None:
@@ -52,6 +53,11 @@ def check_optimizers(model: nn.Module, optimizers: Mapping[str, Optimizer], sett
                 f"for {phase!r} it gave {type(optimizer).__name__}"
             )
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if settings.train.channels_last and needs_closure(optimizer):
+            raise ConfigError(
+                f"train.channels_last: {type(optimizer).__name__} takes gradients apart in the usual memory format; "
+                "leave it out, or use another optimizer"
+            )
         if any(id(parameter) not in own for parameter in parameters):
             raise ConfigError(
                 f"optimizer: {type(optimizer).__name__} holds parameters that are not the model's; make it from "
@@ -117,9 +123,9 @@ def _fails_on_one_row(
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with torch.no_grad(), undisturbed(model, task):
-            for batch in loader.read(0):
+            for batch in loader.read_apart(0):
                 if batch.rows:
-                    task.forward(model, move_to(batch.data, device))
+                    task.forward(model, batch.on(device).data)
                     break
     except _AveragesOverRows:
         return True

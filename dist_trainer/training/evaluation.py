@@ -16,7 +16,7 @@ from dist_trainer.config.schema import TrainConfig
 from dist_trainer.errors import DataError
 from dist_trainer.training.loader import EvalLoader
 from dist_trainer.training.metrics import Metric
-from dist_trainer.training.task import Task, move_to
+from dist_trainer.training.task import Task
 
 _COMPLETE, _BAD_ROWS, _LOSS, _WEIGHT = range(4)
 
@@ -34,7 +34,8 @@ def evaluate(
     """The loss and each metric over all rows of the data set, or None where a rank was interrupted. Collective.
 
     Rank 0's buffers are broadcast first: after training each rank has batch statistics of its own. A rank that
-    is interrupted still enters the one reduction, so none waits for it; then every rank discards the result.
+    is interrupted, asked after each batch, still enters the one reduction, so none waits for it; then every rank
+    discards the result.
     """
     group.broadcast(model.buffers())
     with undisturbed(model, task):
@@ -80,7 +81,7 @@ def _sums(
     head = torch.zeros(4, dtype=torch.float64, device=device)
     parts: dict[str, Tensor] = {}
     for _, batch in loader if len(loader) else [loader.empty()]:
-        data = move_to(batch.data, device)
+        data = batch.on(device).data
         with autocast():
             output = task.forward(model, data)
             loss, weight = task.loss(output, data)
@@ -139,7 +140,7 @@ def predict(
     outputs: dict[str, list[NDArray[Any]]] = {}
     for rows, batch in loader if len(loader) else [loader.empty()]:
         with autocast():
-            prediction = task.prediction(task.forward(model, move_to(batch.data, device)))
+            prediction = task.prediction(task.forward(model, batch.on(device).data))
         named = prediction if isinstance(prediction, Mapping) else {"prediction": prediction}
         for name, value in named.items():
             if len(value) != len(rows):

@@ -1,18 +1,17 @@
 """Turns row numbers into one collated micro-batch: seeds samples, finds bad rows, shapes empty batches."""
 
-import dataclasses
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Subset, default_collate
-from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 from dist_trainer.data.draws import Keys, sample_keys
+from dist_trainer.data.memory import has_halves
 from dist_trainer.errors import DataError
+from dist_trainer.training.batch import Batch, empty_like
 from dist_trainer.training.sampler import Indices, Rows, check_map_style
 
 BadRows = Literal["raise", "skip"]
@@ -33,19 +32,6 @@ def never() -> bool:
     return False
 
 
-@dataclass
-class Batch:
-    """One micro-batch: the collated samples, how many they are, and the numbers of rows left out as bad."""
-
-    data: Any
-    rows: int
-    bad: list[int] = field(default_factory=list)
-
-    def pin_memory(self, device: str | None = None) -> "Batch":
-        """The same batch in page-locked memory, for copies to a GPU that don't wait."""
-        return Batch(pin_memory(self.data, device), self.rows, self.bad)  # type: ignore[no-untyped-call]
-
-
 class Fetcher:
     """Reads micro-batches of one data set; `name` is its key in the configuration, for messages.
 
@@ -53,6 +39,9 @@ class Fetcher:
     `batch(indices, keys)`: a collated batch at once, every random draw made from a sample's key;
     `__getitems__(indices)`: a list of samples at once (one that draws random numbers is better off without);
     `invalid_rows`: a mapping from the numbers of rows that cannot be used to the reason.
+    `stored(indices)` and `finish(batch, keys)`: the two halves of `batch`, all of one class; with `finish_later`
+    the second one is left to who trains on it, if its `any_device` says that it works on a GPU.
+    The rows of a plain TensorDataset are taken out all at once, as default_collate would stack them.
     """
 
     def __init__(
@@ -63,6 +52,8 @@ class Fetcher:
         bad_rows: BadRows = "raise",
         seed: int = 0,
         name: str = "data.train",
+        finish_later: bool = False,
+        channels_last: bool = False,
     ) -> None:
         check_map_style(dataset, name)
         self.dataset = dataset
@@ -70,11 +61,21 @@ class Fetcher:
         self.bad_rows = bad_rows
         self.seed = seed
         self.name = name
+        self.channels_last = channels_last
         self._whole = hasattr(dataset, "batch")
+        finish = dataset.finish if finish_later and has_halves(dataset) else None
+        self._finish = finish if getattr(finish, "any_device", False) else None
         self._items = not self._whole and _fetches_lists(dataset)
+        # what a subclass does in __getitem__ is its own
+        self._are_tensors = type(dataset) is TensorDataset and self.collate is default_collate
         self._invalid: Mapping[int, str] = getattr(dataset, "invalid_rows", None) or {}
         self._invalid_numbers = np.array(sorted(self._invalid), dtype=np.int64)
         self._template: tuple[Any, Any] | None = None
+
+    @property
+    def draws_nothing(self) -> bool:
+        """Whether reading leaves torch's, Python's and NumPy's own generators alone."""
+        return self._whole or self._are_tensors
 
     def fetch(self, rows: Rows, interrupted: Interrupted = never) -> Batch:
         """The micro-batch of these rows; DataError names the row that failed and why.
@@ -83,9 +84,9 @@ class Fetcher:
         """
         indices, keys, bad = self._without_invalid(rows)
         if not len(indices):
-            return Batch(self._empty(), 0, bad)
+            return Batch(self._empty(), 0, bad, channels_last=self.channels_last)
         try:
-            return Batch(self._read(indices, keys, interrupted), len(indices), bad)
+            return self._batch(self._read(indices, keys, interrupted), keys, bad)
         except ReadInterrupted:
             raise
         except Exception as error:
@@ -101,14 +102,24 @@ class Fetcher:
         kept = ~np.isin(indices, failed)
         bad = bad + indices[~kept].tolist()
         if not kept.any():
-            return Batch(self._empty(), 0, bad)
+            return Batch(self._empty(), 0, bad, channels_last=self.channels_last)
         try:
-            return Batch(self._read(indices[kept], keys[kept]), int(kept.sum()), bad)
+            return self._batch(self._read(indices[kept], keys[kept]), keys[kept], bad)
         except Exception as error:
             raise DataError(self._message(indices[kept].tolist(), error)) from error
 
+    def _batch(self, data: Any, keys: Keys, bad: list[int]) -> Batch:
+        return Batch(
+            data,
+            len(keys),
+            bad,
+            finish=self._finish,
+            keys=keys if self._finish is not None else None,
+            channels_last=self.channels_last,
+        )
+
     def _without_invalid(self, rows: Rows) -> tuple[Indices, Keys, list[int]]:
-        keys = sample_keys(self.seed, rows.epoch, rows.positions)
+        keys = self._keys(rows)
         if not self._invalid:
             return rows.indices, keys, []
         invalid = np.isin(rows.indices, self._invalid_numbers)
@@ -117,11 +128,21 @@ class Fetcher:
             raise DataError(self._message([index], DataError(self._invalid[index])))
         return rows.indices[~invalid], keys[~invalid], rows.indices[invalid].tolist()
 
+    def _keys(self, rows: Rows) -> Keys:
+        if self._are_tensors:  # nothing is drawn for them
+            return np.zeros(len(rows.positions), dtype=np.uint64)
+        return sample_keys(self.seed, rows.epoch, rows.positions)
+
     def _read(self, indices: Indices, keys: Keys, interrupted: Interrupted = never) -> Any:
         if interrupted():
             raise ReadInterrupted
+        if self._finish is not None:
+            return self.dataset.stored(indices)
         if self._whole:
             return self.dataset.batch(indices, keys)
+        if self._are_tensors:
+            numbers = torch.from_numpy(indices)
+            return [tensor.index_select(0, numbers.to(tensor.device)) for tensor in self.dataset.tensors]
         if self._items:
             seed_sample(int(keys[0]))
             return self.collate(self.dataset.__getitems__(indices.tolist()))
@@ -132,6 +153,10 @@ class Fetcher:
             seed_sample(key)
             samples.append(self.dataset[index])
         return self.collate(samples)
+
+    def _read_finished(self, indices: Indices, keys: Keys) -> Any:
+        data = self._read(indices, keys)
+        return data if self._finish is None else self._finish(data, keys)
 
     def _failing_rows(self, indices: Indices, keys: Keys) -> dict[int, Exception]:
         failed: dict[int, Exception] = {}
@@ -174,7 +199,7 @@ class Fetcher:
             indices = np.array([index, index], dtype=np.int64)
             keys = sample_keys(self.seed, 0, indices)
             try:
-                return self._read(indices[:1], keys[:1]), self._read(indices, keys)
+                return self._read_finished(indices[:1], keys[:1]), self._read_finished(indices, keys)
             except Exception as error:
                 last = error
         raise DataError(self._message(rows[-1:] or [0], last)) from last
@@ -185,32 +210,6 @@ def seed_sample(key: int) -> None:
     torch.default_generator.manual_seed(key & (2**63 - 1))
     random.seed(key)
     np.random.seed(key & (2**32 - 1))
-
-
-def empty_like(one: Any, two: Any) -> Any:
-    """The batch of no rows, told from one of one row and one of two: what grew is cut to none."""
-    if isinstance(one, torch.Tensor | np.ndarray):
-        return one[tuple(slice(0, None if a == b else 0) for a, b in zip(one.shape, two.shape, strict=True))]
-    if isinstance(one, Mapping):
-        cut = {key: empty_like(one[key], two[key]) for key in one}
-        return cut if type(one) is dict else type(one)(cut)  # type: ignore[call-arg]
-    if isinstance(one, list | tuple):
-        return _empty_sequence(one, two)
-    if dataclasses.is_dataclass(one) and not isinstance(one, type):
-        names = [entry.name for entry in dataclasses.fields(one) if entry.init]
-        return dataclasses.replace(
-            one, **{name: empty_like(getattr(one, name), getattr(two, name)) for name in names}
-        )
-    if isinstance(one, int | float) and not isinstance(one, bool):
-        return 2 * one - two  # a count of rows becomes 0, a constant stays
-    return one
-
-
-def _empty_sequence(one: Any, two: Any) -> Any:
-    if len(one) != len(two):
-        return one[:0]
-    parts = [empty_like(a, b) for a, b in zip(one, two, strict=True)]
-    return type(one)(*parts) if hasattr(one, "_fields") else type(one)(parts)
 
 
 def _fetches_lists(dataset: Any) -> bool:

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import torch
 
+from dist_trainer.adapters.files import make_private_folder, new_private_file
 from dist_trainer.data.series import plot_forecast
 from dist_trainer.training.evaluation import predict
 from dist_trainer.training.hooks import Hook
@@ -31,5 +32,7 @@ class ForecastPlot(Hook):
             )
         actual = torch.cat([torch.as_tensor(parts.task.target(batch.data)) for _, batch in loader])
         folder = trainer.attempt.run.path / "plots"
-        folder.mkdir(exist_ok=True)
-        plot_forecast(actual.numpy(), next(iter(forecast.values())), folder / "forecast.png")
+        make_private_folder(folder)
+        plot_forecast(
+            actual.numpy(), next(iter(forecast.values())), new_private_file(folder / "forecast.png")
+        )

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -47,10 +48,20 @@ def load_state(
     """
     fresh = [options(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    _lay_out_as_parameters(optimizer)
     for group, built, old, new in zip(optimizer.param_groups, fresh, before, now, strict=True):
         for key, value in new.items():
             if key not in scheduled and (key not in old or old[key] != value):
                 group[key] = built[key]
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """A fused kernel walks through memory, and train.channels_last may have changed since the state was saved."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            is_alike = isinstance(value, Tensor) and value.shape == parameter.shape
+            if is_alike and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
+from dist_trainer.training.batch import Batch
 from dist_trainer.training.fetch import (
     BadRows,
-    Batch,
     Collate,
     Fetcher,
     Interrupted,
@@ -16,7 +17,7 @@ from dist_trainer.training.fetch import (
 from dist_trainer.training.readers import Readers
 from dist_trainer.training.sampler import Indices, ResumableSampler, Rows
 
-__all__ = ["Batch", "EvalLoader", "TrainLoader"]
+__all__ = ["EvalLoader", "TrainLoader"]
 
 # no training gets there: the draws of an evaluation are its own, and always the same
 EVALUATION_EPOCH = 2**31
@@ -40,12 +41,29 @@ class TrainLoader:
         pin_memory: bool = False,
         seed: int = 0,
         name: str = "data.train",
+        finish_later: bool = False,
+        channels_last: bool = False,
     ) -> None:
         self.sampler = sampler
-        self._fetcher = Fetcher(dataset, collate=collate, bad_rows=bad_rows, seed=seed, name=name)
-        self._num_workers = num_workers
+        self._fetcher = Fetcher(
+            dataset,
+            collate=collate,
+            bad_rows=bad_rows,
+            seed=seed,
+            name=name,
+            finish_later=finish_later,
+            channels_last=channels_last,
+        )
+        self.num_workers = num_workers
         self._pin_memory = pin_memory
         self._workers: Readers | None = None
+
+    def reads_early(self, device: torch.device) -> bool:
+        """Whether a step's batches are better read while the step before still runs, whose random numbers that
+        must not touch. Loader processes read ahead themselves: then only a GPU's copies are left to be early."""
+        if self.num_workers:
+            return device.type == "cuda"
+        return self._fetcher.draws_nothing
 
     def steps(self, first: int, last: int, *, interrupted: Interrupted = never) -> Iterator[list[Batch]]:
         """For each step in [first, last), counted over all epochs, its list of `accumulate_steps` batches.
@@ -54,11 +72,11 @@ class TrainLoader:
         first one's workers. While waiting, ReadInterrupted is raised soon after `interrupted` says so.
         """
         self.close()
-        if not self._num_workers:
+        if not self.num_workers:
             return self._read_here(first, last, interrupted)
         steps = range(first, last)
         self._workers = Readers(
-            self.read, steps, self._num_workers, pin_memory=self._pin_memory, interrupted=interrupted
+            self.read, steps, self.num_workers, pin_memory=self._pin_memory, interrupted=interrupted
         )
         return iter(self._workers)
 
@@ -71,6 +89,24 @@ class TrainLoader:
     def read(self, step: int, interrupted: Interrupted = never) -> list[Batch]:
         """One step's batches, read in this process."""
         return [self._fetcher.fetch(rows, interrupted) for rows in self.sampler.rows(step)]
+
+    def read_apart(self, step: int) -> list[Batch]:
+        """One step's batches, read by a process of its own where training's are.
+
+        What a data set opens at its first read is then not open here when the workers are forked, which would
+        share it, and its place in a file.
+        """
+        if not self.num_workers:
+            return self.read(step)
+        readers = Readers(self.read, range(step, step + 1), 1, pin_memory=False)
+        try:
+            return list(next(iter(readers)))
+        finally:
+            readers.close()
+
+    def read_alone(self, place: int) -> Batch:
+        """The batch of the one row at a place of the first epoch's order, read in this process."""
+        return self._fetcher.fetch(self.sampler.row_at(place))
 
     def _read_here(self, first: int, last: int, interrupted: Interrupted) -> Iterator[list[Batch]]:
         for step in range(first, last):
@@ -98,11 +134,21 @@ class EvalLoader:
         seed: int = 0,
         pin_memory: bool = False,
         name: str = "data.val",
+        finish_later: bool = False,
+        channels_last: bool = False,
     ) -> None:
-        self._fetcher = Fetcher(dataset, collate=collate, bad_rows=bad_rows, seed=seed, name=name)
+        self._fetcher = Fetcher(
+            dataset,
+            collate=collate,
+            bad_rows=bad_rows,
+            seed=seed,
+            name=name,
+            finish_later=finish_later,
+            channels_last=channels_last,
+        )
         self._mine = range(rank, len(dataset), world_size)
         self._batch_size = batch_size
-        self._num_workers = num_workers
+        self.num_workers = num_workers
         self._pin_memory = pin_memory
         self._workers: Readers | None = None
 
@@ -129,12 +175,12 @@ class EvalLoader:
 
     def start(self) -> None:
         """Fork the workers now, before threads are started, rather than at the first evaluation."""
-        if self._num_workers and not self._workers and len(self):
+        if self.num_workers and not self._workers and len(self):
             numbers = range(len(self))
             self._workers = Readers(
                 self._read,
                 numbers,
-                min(self._num_workers, len(self)),
+                min(self.num_workers, len(self)),
                 pin_memory=self._pin_memory,
                 persistent=True,
             )
@@ -144,6 +190,11 @@ class EvalLoader:
         if self._workers:
             self._workers.close()
             self._workers = None
+
+    def read_alone(self, place: int) -> Batch:
+        """The batch of one row, this rank's or another's, read in this process."""
+        index = np.array([place], dtype=np.int64)
+        return self._fetcher.fetch(Rows(EVALUATION_EPOCH, index, index))
 
     def _indices(self, number: int) -> Indices:
         mine = self._mine[number * self._batch_size : (number + 1) * self._batch_size]

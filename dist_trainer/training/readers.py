@@ -4,10 +4,13 @@ import ctypes
 import gc
 import os
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import queues
 from multiprocessing.util import Finalize
 from typing import Any, cast
 
@@ -147,6 +150,15 @@ def _enter_worker(parent: int, worker_id: int) -> None:
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
     torch.set_num_threads(1)
+    # what cannot be sent is only printed by multiprocessing, and would be waited for without an end
+    queues.Queue._on_queue_feeder_error = staticmethod(_leave)  # type: ignore[attr-defined]
+
+
+def _leave(error: BaseException, batch: object) -> None:
+    """In a worker: the process that waits for the batch learns of its end."""
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _kill(workers: list[Any]) -> None:

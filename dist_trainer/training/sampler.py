@@ -88,6 +88,11 @@ class ResumableSampler(DistributedSampler[int]):
             for first, last in _even_cuts(len(positions), self.accumulate_steps)
         ]
 
+    def row_at(self, place: int) -> Rows:
+        """The row at a place of the first epoch's order, whichever rank it is dealt to."""
+        position = np.array([place], dtype=np.int64)
+        return Rows(0, position, self._order_of(0)(position))
+
     def global_rows(self, step: int) -> int:
         """How many rows all ranks together train on at this step."""
         first = step % self.steps_per_epoch * self.global_batch_size
@@ -153,8 +158,10 @@ class ResumableSampler(DistributedSampler[int]):
         size = self.global_batch_size
         first = block * self._block_steps
         last = min(first + self._block_steps, self.steps_per_epoch)
-        positions = np.arange(first * size, min(last * size, self.length), dtype=np.int64)
-        positions = positions[positions % size % self.num_replicas == self.rank]
+        starts = np.arange(first * size, last * size, size, dtype=np.int64)
+        # this rank's alone: to pick them out of all ranks' costs more the more ranks there are
+        positions = (starts[:, None] + np.arange(self.rank, size, self.num_replicas, dtype=np.int64)).ravel()
+        positions = positions[: np.searchsorted(positions, self.length)]
         indices = self._rows_at(epoch, positions)
         share = self._share(size)
         cuts = [(number * share, (number + 1) * share) for number in range(last - first)]

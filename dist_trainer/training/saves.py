@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -15,8 +16,10 @@ from dist_trainer.checkpoint.writer import Checkpointer, State
 from dist_trainer.config.schema import CheckpointConfig
 from dist_trainer.errors import FINISHED, STOPPED, NoProgress, NoUsableCheckpoint
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking.journal import saved_checkpoints
 from dist_trainer.training.attempt import Attempt
 from dist_trainer.training.best import Best
+from dist_trainer.training.same_state import SameState
 from dist_trainer.training.stop import Stop
 
 RESUMES_WITHOUT_PROGRESS = 3
@@ -27,9 +30,10 @@ _TAKEN_AWAY = {Stop.REQUEUE.reason, Stop.END.reason, "preempted", "requeued", "c
 class Saves:
     """Rank 0 writes; every rank reads. Calls marked collective are made by all ranks at the same step."""
 
-    def __init__(self, config: CheckpointConfig, attempt: Attempt) -> None:
+    def __init__(self, config: CheckpointConfig, attempt: Attempt, same_state: SameState) -> None:
         self._config = config
         self._attempt = attempt
+        self._same_state = same_state
         self._store = open_store(attempt.run, config, fence=attempt.number, report=self._report)
         self._writer: Checkpointer | None = None
         self._resumed_from: list[str] = []
@@ -47,7 +51,8 @@ class Saves:
 
         def choose() -> str | None:
             nonlocal files
-            found = self._store.newest_good()
+            # by name too: a store's listing may not show yet what was saved a moment ago
+            found = self._store.newest_good(saved_checkpoints(self._attempt.run.journal_path(0)))
             if found is None:
                 refuse_lost(self._attempt.run, self._store.storage.url)
                 return None
@@ -65,8 +70,12 @@ class Saves:
         self._resumed_from = [name]
         return decode(files if files is not None else self._store.read(self._store.get(name)))
 
-    def start_writer(self) -> None:
-        """Start rank 0's writer thread: after the loader's processes were forked."""
+    def start(self, step: int) -> None:
+        """Raise RanksDiverged where the ranks do not begin alike, and start rank 0's writer thread. Collective.
+
+        After the loader's processes were forked.
+        """
+        self._same_state.check(step)
         if self._attempt.is_rank_zero:
             self._store.storage.check_promises()
             self._writer = Checkpointer(
@@ -80,9 +89,7 @@ class Saves:
     def is_due(self, step: int, *, agreed: bool, metrics: Mapping[str, float]) -> bool:
         """Whether all ranks save after this step; `metrics` are an evaluation's at this step. Collective."""
         if self._is_best(metrics):
-            self._wait(
-                step, lambda: self.is_busy
-            )  # or it would be skipped, with the one before still being written
+            self._wait(step, self._may_end)  # or it would be skipped, with the one before still being written
             return True
         return agreed or step % self._config.every_steps == 0
 
@@ -95,14 +102,21 @@ class Saves:
     def save(
         self, step: int, capture: Callable[[], State], metrics: Mapping[str, float], *, last: bool
     ) -> None:
-        """Save in the background, or with `last` wait until it is committed. Collective."""
-        self._wait(step, lambda: self.is_busy and (last or self._is_stale()))
+        """Save in the background, or with `last` wait until it is committed. Collective.
+
+        Raises RanksDiverged, and saves nothing, where not all ranks hold the same.
+        """
+        self._same_state.check(step)
+        self._wait(step, lambda: self._may_end() and (last or self._is_stale()))
         state = capture()
         if self._writer is not None:
             self._attempt.journal.sync()
             self._writer.save(step, state, metrics=metrics)
         if last:
-            self._wait(step, lambda: self.is_busy)
+            self._wait(step, self._may_end)
+            if self._writer is not None:
+                self._writer.save(step, state, metrics=metrics)  # a second try, where it failed
+            self._wait(step, self._may_end)
             if self._writer is not None:
                 self._writer.save_last(step, state, metrics=metrics)  # raises where it could not be written
 
@@ -115,6 +129,10 @@ class Saves:
     def is_busy(self) -> bool:
         """Whether rank 0 writes a checkpoint now; False on the others."""
         return self._writer is not None and self._writer.is_busy
+
+    def _may_end(self) -> bool:
+        """Whether rank 0 writes a checkpoint, and not for so long that the store must hang."""
+        return self._writer is not None and self._writer.is_busy and not self._writer.is_stuck
 
     def _is_stale(self) -> bool:
         return self._writer is not None and self._writer.is_stale
@@ -162,7 +180,8 @@ class Saves:
             self._writer = None
 
     def _report(self, message: str) -> None:
-        print(message, flush=True)
+        with suppress(OSError):  # a log on a full disk
+            print(message, flush=True)
         if not self._is_abandoned:  # the journal may be closed before a stuck writer says something
             self._attempt.journal.event("alarm", message=message)
 
@@ -206,7 +225,7 @@ def refuse_standstill(run: RunFolder, step: int) -> None:
     starts: dict[int, int] = {}
     for line in run.attempts():
         if line["event"] == "start":
-            starts[line["attempt"]] = line["first_step"]
+            starts[line["attempt"]] = line.get("first_step", 0)
         elif line.get("exit_code") == NoProgress.exit_code or line.get("cause") == "finished":
             starts.clear()
         elif line["event"] == "end" and line.get("cause") in _TAKEN_AWAY:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dist_trainer.adapters.place import Place
 from dist_trainer.config.changes import changes, describe
 from dist_trainer.config.messages import findings
 from dist_trainer.config.schema import Settings
@@ -74,6 +75,8 @@ def open_or_create(settings: Settings, runs: Path) -> Callable[[], RunFolder]:
         if not (path / "run.json").exists():
             return RunFolder.create(path, write_yaml(settings.model_dump()), working_folder=Path.cwd())
         run = RunFolder.open(path)
+        if Place.from_environment().rank > 0:  # rank 0 has done what follows, and the ranks compare theirs
+            return run
         tree, _ = read_yaml(run.config_path.read_text(), str(run.config_path))
         before = _checked(tree.plain() if tree is not None else {})
         harmful = [change for change in changes(before, settings) if not change.harmless]

@@ -1,25 +1,24 @@
 """One step: micro-batches forward and backward, one reduction, one update."""
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dist_trainer.adapters.distributed import Group, without_reduction, wrap
+from dist_trainer.adapters.distributed import Group, when_backward_is_done, without_reduction, wrap
 from dist_trainer.config.schema import DdpConfig, TrainConfig
-from dist_trainer.data.draws import mix
 from dist_trainer.errors import ConfigError, NonFiniteError
+from dist_trainer.training.batch import Batch
 from dist_trainer.training.ema import MovingAverage
-from dist_trainer.training.loader import Batch
+from dist_trainer.training.measured import Measured, Watcher, as_numbers
 from dist_trainer.training.optimizer import needs_closure, set_train_mode
-from dist_trainer.training.task import Task, move_to
+from dist_trainer.training.random_state import seed_step
+from dist_trainer.training.task import Task
 
 SCALER_SKIPS = 24  # fp16's loss scale halves at each; from 65536 it is then far below one
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,31 +32,8 @@ class StepResult:
     grad_norm: float
     skipped: bool = False  # a non-finite gradient; nothing was updated
     asked: bool = False  # a rank had been asked to stop when it went forward
-
-
-class _Measured(nn.Module):
-    """What DDP wraps: the task's loss of a batch, and a parameter that carries numbers in the gradients' reduction.
-
-    The gradient of `totals` is [weight, loss, asked to stop] of this rank, so one all-reduce brings every rank
-    the sums with the gradients: no collective of their own, and one NaN is seen by all.
-    """
-
-    def __init__(self, model: nn.Module, task: Task, *, keep_own: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.task = task
-        self.totals = nn.Parameter(torch.zeros(3))
-        self.asked: Callable[[], object] = bool  # whether this rank is asked to stop: no
-        self.own: list[Tensor] | None = [] if keep_own else None  # one of them a micro-batch
-
-    def forward(self, data: Any, phase: str) -> tuple[Tensor, Tensor]:
-        total, weight = self.task.training_loss(self.model, data, phase)
-        weight = torch.as_tensor(weight, device=total.device)
-        asked = torch.full((), float(bool(self.asked())), device=total.device)
-        numbers = torch.stack([weight.detach().float(), total.detach().float(), asked])
-        if self.own is not None:
-            self.own.append(numbers)
-        return total, torch.dot(self.totals, numbers)
+    work_s: Sequence[float] = ()  # by rank, of the step before; see Measured
+    data_s: Sequence[float] = ()
 
 
 class TrainStep:
@@ -87,8 +63,14 @@ class TrainStep:
         self._config = train
         self._seed = seed
         # compressed gradients would round the totals, so then these travel alone
-        self._measured = _Measured(model, task, keep_own=ddp.compress != "none").to(group.device)
+        self._measured = Measured(model, task, group, keep_own=ddp.compress != "none").to(group.device)
         self._ddp = wrap(self._measured, ddp, group)
+        self._meanwhile: Callable[[], None] = lambda: None
+        self._reduces = False  # whether the backward pass under way is followed by the others' gradients
+        self._is_static = ddp.static_graph
+        if not self._is_static:
+            when_backward_is_done(self._measured.totals, self._backward_is_done)
+        self._has_buffers = group.world_size > 1 and any(True for _ in model.buffers())
         self._steps_until_rebuilt = 2 if ddp.static_graph else 1
         self._parameters = list(self._measured.parameters())
         all_needed = not (ddp.find_unused_parameters or ddp.static_graph)
@@ -98,9 +80,19 @@ class TrainStep:
         self.average = MovingAverage(model, train.ema_decay) if train.ema_decay else None
         self.skipped_in_a_row = 0
 
-    def tell_of(self, asked: Callable[[], object]) -> None:
-        """Each step brings every rank word of a rank that was asked to stop, by `asked()`."""
-        self._measured.asked = asked
+    def while_reducing(self, do: Callable[[], None]) -> None:
+        """Do this in each step when this rank's gradients are there and those of the others are not yet."""
+        self._meanwhile = do
+
+    def tell_of(self, asked: Callable[[], object], watcher: Watcher) -> None:
+        """Each step brings every rank word of a rank that was asked to stop, by `asked()`, and of its work."""
+        self._measured.asked, self._measured.watcher = asked, watcher
+
+    def _backward_is_done(self) -> None:
+        if self._reduces and self._measured.watcher is not None:
+            if self._group.device.type == "cpu":
+                self._meanwhile()
+            self._measured.watcher.reduces()
 
     def _phases_with_closure(self) -> set[str]:
         found = {phase: each for phase, each in self.optimizers.items() if needs_closure(each)}
@@ -124,6 +116,8 @@ class TrainStep:
         ]
         skipped = any(result.skipped for result in results)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if len(results) == 1:
+            return results[0]
         last = results[-1] if results else StepResult(math.nan, math.nan)
         return replace(last, skipped=skipped, asked=any(result.asked for result in results))
 
@@ -176,18 +170,36 @@ class TrainStep:
 
     def _accumulate(self, batches: Sequence[Batch], phase: str, global_rows: int) -> None:
         scale = self._group.world_size / (global_rows if self.task.averaged else 1)
+        self._measured.begin()
         for number, batch in enumerate(batches, start=1):
-            data = move_to(batch.data, self._group.device)
+            data = batch.on(self._group.device).data
             with without_reduction(self._ddp, skip=number < len(batches)):
                 with self.autocast():
                     total, numbers = self._forward(data, phase)
-                loss = (total if total.dtype == torch.float64 else total.float()) * scale
+                total = total if total.dtype == torch.float64 else total.float()
                 if self.scaler is not None:
-                    loss = self.scaler.scale(loss)
-                (loss + numbers * self._group.world_size).backward()  # type: ignore[no-untyped-call]
+                    loss = self.scaler.scale(total * scale) + numbers
+                else:
+                    loss = torch.add(numbers, total, alpha=scale)
+                self._go_backward(loss, is_last=number == len(batches))
         self._refuse_unused()
 
+    def _go_backward(self, loss: Tensor, *, is_last: bool) -> None:
+        watcher = self._measured.watcher
+        if watcher is not None:
+            watcher.goes_back()
+        self._reduces = is_last
+        if self._is_static:  # DDP queues its first wait before any parameter's gradient is there
+            when_backward_is_done(loss, self._backward_is_done)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if is_last and loss.is_cuda:
+            self._meanwhile()  # the device has enough to do; in its own thread no signal would be heard
+        if watcher is not None and is_last:
+            watcher.reduced()
+
     def _forward(self, data: Any, phase: str) -> tuple[Tensor, Tensor]:
+        if self._has_buffers and self._measured.watcher is not None:
+            self._measured.watcher.broadcasts()
         try:
             result: tuple[Tensor, Tensor] = self._ddp(data, phase)
             return result
@@ -219,9 +231,10 @@ class TrainStep:
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
-        totals = self._totals()
-        norm_of_all = _norm(gradients) if gradients else totals.new_zeros(1)
-        weight, loss, asked, norm = torch.cat([totals, norm_of_all]).tolist()
+        numbers, norm = as_numbers(self._totals(), gradients)
+        if self._measured.watcher is not None:
+            self._measured.watcher.updates()
+        weight, loss, asked, work_s, data_s = self._measured.read(numbers)
         factor = 1.0
         if self.task.averaged and weight:
             factor, loss = global_rows / weight, loss / weight
@@ -231,10 +244,10 @@ class TrainStep:
             factor *= min(1.0, limit / (norm + 1e-6))
         if factor != 1.0:
             torch._foreach_mul_(gradients, factor)
-        return StepResult(loss, norm, asked=asked > 0)
+        return StepResult(loss, norm, asked=asked, work_s=work_s, data_s=data_s)
 
     def _totals(self) -> Tensor:
-        """[weight, loss, asked] over all ranks."""
+        """The numbers of Measured over all ranks."""
         if self._measured.own is not None:
             return self._group.sum_on_device(torch.stack(self._measured.own).sum(0))
         assert self._measured.totals.grad is not None
@@ -281,20 +294,3 @@ def autocast_for(precision: str, device: torch.device) -> AbstractContextManager
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    norms = [norm.float() for norm in torch._foreach_norm(gradients)]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return norm.reshape(1)
-
-
-def seed_step(seed: int, step: int, rank: int, phase: int = 0) -> None:
-    """Seed torch, Python and NumPy from (seed, step, rank, phase): no rank has a random state to save."""
-    key = mix(mix(mix(~seed) + step) + rank * 64 + phase)
-    # torch.manual_seed keeps a formatted stack of each call for devices that are not in use: 100 us, and a leak
-    torch.default_generator.manual_seed(key % 2**63)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed(key % 2**63)
-    random.seed(key)
-    np.random.seed(key % 2**32)

@@ -115,18 +115,3 @@ def move_held(task: Task, device: torch.device) -> None:
     for held in vars(task).values():
         if isinstance(held, nn.Module):
             held.to(device)
-
-
-def move_to(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on the device; copies from pinned memory overlap with computing."""
-    if device.type == "cpu":
-        return batch
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: move_to(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move_to(value, device) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(move_to(value, device) for value in batch)
-    return batch

@@ -7,12 +7,13 @@ begun again in the next attempt, or it would be begun, cut off and requeued for 
                          "cut_s": {"test": 12.5}}
 """
 
-import json
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from dist_trainer.adapters.files import write_json
+from dist_trainer.adapters.records import read_record
 from dist_trainer.errors import NoProgress
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.training.attempt import Attempt
@@ -123,14 +124,15 @@ class TimeLimit:
         if self._end is not None:
             self._times.step_s = max(self._recent)
             self._times.save_s = max(self._times.save_s, self._saves.longest_s)
-            write_json(self._attempt.run.path / FILE, asdict(self._times))
+            with suppress(OSError):  # a full disk; the next attempt then measures anew
+                write_json(self._attempt.run.path / FILE, asdict(self._times))
 
 
 def read_times(run: RunFolder, world_size: int) -> Times:
     """What earlier attempts measured, as it is to be expected at this world size."""
     try:
-        times = Times(**json.loads((run.path / FILE).read_text()))
-    except FileNotFoundError:
+        times = read_record(Times, (run.path / FILE).read_bytes())
+    except (OSError, ValueError):
         return Times(world_size)
     factor = times.world_size / world_size
     return Times(

@@ -1,8 +1,7 @@
 """The training loop: `fit` reads like the recipe it is, and each line's work is in a module of its own."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,23 +14,27 @@ from dist_trainer.config.schema import Settings
 from dist_trainer.errors import ConfigError
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.training.attempt import begin
+from dist_trainer.training.batch import Batch
 from dist_trainer.training.build import Ingredients, Scheduler, build
-from dist_trainer.training.evaluation import evaluate, is_due
+from dist_trainer.training.compiling import compiling_beats
+from dist_trainer.training.evaluations import Evaluations
 from dist_trainer.training.fetch import ReadInterrupted
 from dist_trainer.training.group_options import put_back
 from dist_trainer.training.hooks import Hook
-from dist_trainer.training.loader import Batch
 from dist_trainer.training.metrics import as_metrics
 from dist_trainer.training.profile import Profiler
+from dist_trainer.training.random_state import random_state_kept
 from dist_trainer.training.recorder import Recorder
+from dist_trainer.training.same_state import SameState
 from dist_trainer.training.saves import Saves
 from dist_trainer.training.settings import make_settings, open_or_create
 from dist_trainer.training.snapshot import capture, restore
-from dist_trainer.training.step import StepResult, seed_step
+from dist_trainer.training.step import StepResult
 from dist_trainer.training.stop import Agreed, Agreement, Interruption, Signals, Stop
 from dist_trainer.training.task import Supervised, Task
 from dist_trainer.training.time_limit import TimeLimit
 from dist_trainer.training.tracker import Tracker
+from dist_trainer.training.watchdog import watched
 
 __all__ = ["Result", "Scheduler", "Trainer"]
 
@@ -89,8 +92,7 @@ class Trainer:
 
     def _begin_anew(self) -> None:
         self.step, self.stop = 0, Stop.NONE  # updates done; what was agreed
-        self.values: dict[str, float] = {}  # of the latest evaluation
-        self._evaluated_at = self._resumed_at = -1
+        self._resumed_at = -1
 
     def fit(self) -> Result:
         """Train to the last step, or to an agreed earlier one when the machine is wanted back. Collective."""
@@ -98,22 +100,31 @@ class Trainer:
         self._begin_anew()
         try:
             with (
+                random_state_kept(),
                 put_back(self.given.optimizer),
                 begin(self._open_run, self.settings.launch, signals) as attempt,
                 attempt.told(lambda: self.step) as after_failure,
             ):
                 self.attempt = attempt
-                self.parts = build(self.given, self.settings, attempt.group)
+                self.parts = build(self.given, self.settings, attempt)
                 after_failure.callback(self.parts.close)
-                self.saves = Saves(self.settings.checkpoint, attempt)
+                self.saves = Saves(self.settings.checkpoint, attempt, SameState(self.parts, attempt))
                 after_failure.callback(self.saves.abandon)
                 every = self.settings.tracking.log_every_steps
                 self.recorder = Recorder(attempt, every_steps=every, epoch_rows=self.parts.sampler.length)
                 self.tracker = Tracker(self.settings.tracking, attempt)
                 self.limit = limit = TimeLimit(attempt, self.saves)
                 asked = lambda: max(signals.requested, limit.asked())  # noqa: E731
-                self.parts.train_step.tell_of(asked)
+                self.parts.train_step.tell_of(asked, self.recorder)
                 self._interruption = Interruption(attempt.group, asked)
+                self.evaluations = Evaluations(
+                    self.parts,
+                    self.settings,
+                    attempt,
+                    recorder=self.recorder,
+                    limit=limit,
+                    interruption=self._interruption,
+                )
                 self._resume()
                 self._agreement = Agreement(attempt.group, asked, first_step=self.step)
                 self._train()
@@ -123,17 +134,19 @@ class Trainer:
                 signals.restore()
 
     def _resume(self) -> None:
+        self.attempt.heartbeat.beat(self.step, "resume")
         found = self.saves.resume()
         if found is not None:
             sampler, loader = self.parts.sampler, self.parts.loader
             done = found[1]["progress"]["step"]
             first = sampler.global_rows(0)
-            self.parts.train_step.replay(loader.read(0), global_rows=first, steps_done=done)
+            with self.recorder.replaying():
+                self.parts.train_step.replay(loader.read_apart(0), global_rows=first, steps_done=done)
             progress = restore(self.parts, self.saves, self.attempt, *found)
-            self.step, self._evaluated_at = progress["step"], progress["evaluated_at"]
-            self.values = progress["values"]
-            self._resumed_at = self.step if not self._evaluation_is_due() else -1
-        self.attempt.record_start(
+            self.step = progress["step"]
+            self.evaluations.load_state_dict(progress)
+            self._resumed_at = self.step if not self.evaluations.is_due(self.step) else -1
+        self.recorder.nodes = self.attempt.record_start(
             first_step=self.step,
             total_steps=self.parts.total_steps,
             steps_per_epoch=self.parts.sampler.steps_per_epoch,
@@ -142,12 +155,20 @@ class Trainer:
     def _train(self) -> None:
         # only where all ranks exchange before the step may one of them go without its data
         interrupted = lambda: self._agreement.is_slow and self._interruption()  # noqa: E731
-        batches = self.parts.start_loaders(self.step, interrupted)
-        self.saves.start_writer()
+        reads_itself = self.settings.data.num_workers == 0
+        ask = self.recorder.reading(interrupted) if reads_itself else interrupted
+        batches = self.parts.start_loaders(self.step, ask, self.attempt.group.device)
+        self.parts.train_step.while_reducing(self.recorder.reading_ahead(batches.fetch))
+        self.saves.start(self.step)
         self.stop = self._agreement.now(self.step).stop  # asked for while starting
-        if not self.stop and self._evaluation_is_due():  # it was interrupted in the attempt before
+        if not self.stop and self.evaluations.is_due(self.step):  # it was interrupted in the attempt before
             self._evaluate_and_save(asked=False)
-        with Profiler(self.settings.train.profile, self.attempt) as profiler:
+        profile, timeout_s = self.settings.train.profile, self.settings.launch.timeout_s
+        with (
+            Profiler(profile, self.attempt, self.recorder) as profiler,
+            compiling_beats(self.attempt.heartbeat),
+            watched(self.attempt, timeout_s),
+        ):
             profiler.step(self.step)
             while not self.finished and not self.stop:
                 with self.recorder.waiting_for_data(self.step), suppress(ReadInterrupted):
@@ -191,9 +212,15 @@ class Trainer:
         for schedule in self.parts.schedules.values():
             schedule.step()
         self.tracker.after_step()
-        for hook in self.hooks:
+        for hook in self._hooks():
             hook.on_step(self, self.step, result)
+        self.recorder.step_is_over()
         return result
+
+    def _hooks(self) -> Sequence[Hook]:
+        if self.hooks:
+            self.attempt.heartbeat.beat(self.step, "hooks")  # they may take any time
+        return self.hooks
 
     def _evaluate_and_save(self, *, asked: bool) -> None:
         values = self._evaluate_if_due()
@@ -202,55 +229,26 @@ class Trainer:
 
     def _evaluate_if_due(self) -> dict[str, float]:
         """The values of an evaluation made now; none where none is due, or where a rank was interrupted."""
-        if not self._evaluation_is_due():
-            return {}
-        values = self._evaluate_in_time("val")
+        values = self._evaluate_in_time("val") if self.evaluations.is_due(self.step) else None
         if values is None:
             return {}
-        self._evaluated_at, self.values = self.step, values
+        self.evaluations.at, self.evaluations.values = self.step, values
         self.recorder.evaluation(self.step, values)
         for schedule in self.parts.schedules.values():
             schedule.step_on(values)
         if self.parts.early_stopping:
             self.parts.early_stopping.update(values)
-        for hook in self.hooks:
+        for hook in self._hooks():
             hook.on_evaluation(self, self.step, values)
         return values
 
     def _evaluate_in_time(self, split: str) -> dict[str, float] | None:
         """None, and all ranks stop, where a rank was interrupted or the time limit leaves too little time."""
-        began, values = time.monotonic(), None
-        rows = self.parts.eval_loaders[split].rows * self.attempt.group.world_size
-        if self.limit.may_evaluate(split, in_steps=rows / self.settings.data.global_batch_size):
-            values = self.evaluate(split)
-            self.limit.evaluated(split, time.monotonic() - began, whole=values is not None)
+        values = self.evaluations.in_time(split, self.step)
         if values is None:
             self.stop = self._agreement.now(self.step).stop or Stop.TIME_LIMIT
         self._agreement.measure_from(self.step)
         return values
-
-    def _evaluation_is_due(self) -> bool:
-        if "val" not in self.parts.eval_loaders or self.step == self._evaluated_at:
-            return False
-        steps_per_epoch = self.parts.sampler.steps_per_epoch
-        return is_due(self.settings.train, self.step, self.parts.total_steps, steps_per_epoch)
-
-    def evaluate(self, split: str) -> dict[str, float] | None:
-        """<split>/loss and each <split>/<metric>, exactly; None where a rank was interrupted. Collective."""
-        parts, group = self.parts, self.attempt.group
-        average = parts.train_step.average
-        seed_step(self.settings.seed, self.step, group.rank, phase=63)
-        with self.recorder.apart(self.step, "evaluate"), average.in_place() if average else nullcontext():
-            values = evaluate(
-                parts.model,
-                parts.task,
-                parts.metrics,
-                parts.eval_loaders[split],
-                group,
-                autocast=parts.train_step.autocast,
-                interrupted=self._interruption,
-            )
-        return None if values is None else {f"{split}/{name}": value for name, value in values.items()}
 
     @property
     def finished(self) -> bool:
@@ -259,11 +257,11 @@ class Trainer:
         return self.step >= self.parts.total_steps or (stopping is not None and stopping.is_due)
 
     def _capture(self) -> State:
-        progress = {"step": self.step, "evaluated_at": self._evaluated_at, "values": self.values}
+        progress = {"step": self.step, **self.evaluations.state_dict()}
         return capture(self.parts, self.saves, progress, world_size=self.attempt.group.world_size)
 
     def _save(self, *, last: bool) -> None:
-        metrics = self.values if self._evaluated_at == self.step else {}
+        metrics = self.evaluations.values if self.evaluations.at == self.step else {}
         self.saves.save(self.step, self._capture, metrics, last=last)
 
     def _finish(self) -> Result:
@@ -275,7 +273,8 @@ class Trainer:
         result = self._result()
         self.parts.close()
         self.limit.keep()
-        for hook in self.hooks:
+        self.attempt.heartbeat.beat(self.step, "end")
+        for hook in self._hooks():
             hook.on_end(self, result)
         again = result.state == "stopped" and self.stop.run_again
         status = Status(result.state, result.reason, self.step, results=result.metrics, run_again=again)
@@ -284,13 +283,13 @@ class Trainer:
         return result
 
     def _result(self) -> Result:
-        if not self.finished or self._evaluation_is_due():
+        if not self.finished or self.evaluations.is_due(self.step):
             return self._stopped()
         test = self._evaluate_in_time("test") if "test" in self.parts.eval_loaders else {}
         if test is None:
             return self._stopped()
         self.recorder.evaluation(self.step, test)
-        return Result("finished", self.step, {**self.values, **test})
+        return Result("finished", self.step, {**self.evaluations.values, **test})
 
     def _stopped(self) -> Result:
-        return Result("stopped", self.step, self.values, self.stop.reason)
+        return Result("stopped", self.step, self.evaluations.values, self.stop.reason)

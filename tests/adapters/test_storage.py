@@ -153,6 +153,23 @@ def test_where_hard_links_are_missing_the_create_is_exclusive_all_the_same(
     assert storage.list() == ["marker"]
 
 
+def test_where_hard_links_are_missing_a_full_disk_leaves_no_part_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        monkeypatch.setattr(os, "fsync", full)
+        raise PermissionError(1, "Operation not permitted")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", no_links)
+    storage = Storage(tmp_path)
+    with pytest.raises(StorageError, match="No space left"):
+        storage.create_exclusive("marker", b"first")
+    assert storage.list() == []
+
+
 def test_a_link_whose_reply_was_lost_is_recognised_as_our_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +283,21 @@ def test_a_store_without_exclusive_creation_is_refused_at_the_start(
 def test_an_unknown_kind_of_url_is_a_storage_error_that_names_the_setting() -> None:
     with pytest.raises(StorageError, match=r"checkpoint\.folder: nosuch://x"):
         Storage("nosuch://x")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "https://x.example/a", "simplecache::s3://bucket/a"])
+def test_what_cannot_be_written_to_is_refused_unopened(url: str) -> None:
+    with pytest.raises(StorageError, match="not a store that can be written to"):
+        Storage(url)
+
+
+def test_messages_show_a_url_as_it_was_given(bucket: str, open_storage: Open) -> None:
+    storage = open_storage(f"{bucket}-none", shown="s3://${env:PLACE}")
+    with pytest.raises(StorageError) as raised:
+        storage.write("file", b"x")
+    assert str(raised.value).startswith("s3://${env:PLACE}/file: cannot write") and bucket not in str(
+        raised.value
+    )
 
 
 def test_a_file_url_is_a_local_folder(tmp_path: Path) -> None:

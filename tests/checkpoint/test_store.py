@@ -226,6 +226,34 @@ def test_where_none_is_good_training_never_starts_from_scratch(run: Run, tmp_pat
             run.store(attempt).newest_good()
 
 
+def test_one_that_was_brought_back_is_used_where_no_other_is_good(run: Run, tmp_path: Path) -> None:
+    store = run.store(1)
+    paths = [
+        tmp_path / "checkpoints" / store.commit(step, content(step), {}).name / "model.safetensors"
+        for step in (100, 200)
+    ]
+    copy = paths[0].read_bytes()
+    for path in paths:
+        path.write_bytes(b"x" * 30_000)
+    with pytest.raises(NoUsableCheckpoint):
+        run.store(2).newest_good()
+    assert [quarantined for _, quarantined in store.committed()] == [True, True] and not store.list()
+    paths[0].write_bytes(copy)
+    found = run.store(3).newest_good()
+    assert found is not None and found[0].step == 100 and same(found[1], 100)
+    assert "whole again" in run.reports[-1]
+    assert [checkpoint.step for checkpoint in store.list()] == [100]
+
+
+def test_another_run_that_saves_under_the_same_names_is_found_out(run: Run) -> None:
+    """A copy of a run folder has the same id and the same next fence."""
+    run.store(1).commit(100, content(100), {})
+    with pytest.raises(StorageError, match="someone else writes here too, as a copy of the run folder"):
+        run.store(1).commit(100, content(999), {})
+    found = run.store(1).newest_good()
+    assert found is not None and same(found[1], 100)
+
+
 def test_one_damaged_after_its_commit_is_not_committed_again_by_the_same_attempt(
     run: Run, tmp_path: Path
 ) -> None:
@@ -356,6 +384,13 @@ def test_nothing_is_deleted_before_the_newest_is_proven(run: Run, tmp_path: Path
     assert store.retain(KEEP_ONE) == []
     store.commit(300, content(300), {})
     assert store.retain(KEEP_ONE) == ["step-000000100-f0001"]
+
+
+def test_a_metric_that_is_no_float_counts_as_none() -> None:
+    said = {"metrics": {"huge": 10**400, "text": "0.1", "true": True, "whole": 3, "good": 0.5}}
+    checkpoint = Checkpoint(1, 100, said)
+    assert checkpoint.metrics == {"whole": 3.0, "good": 0.5}
+    assert best([checkpoint], BestConfig(metric="huge", mode="max")) is None
 
 
 def test_what_is_kept_is_the_last_the_best_and_every_nth(run: Run) -> None:

@@ -203,7 +203,7 @@ class Cluster:
         if re.search("DOWN|DRAIN", self.node_state(node)):
             slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
         wait_for(
-            lambda: not re.search(r"DOWN|DRAIN|FAIL|\*", self.node_state(node)),
+            lambda: not re.search(r"DOWN|DRAIN|FAIL|COMPLETING|NOT_RESPONDING|\*", self.node_state(node)),
             timeout_s=60,
             what=lambda: f"{node} to be back: {self.node_state(node)}",
         )

@@ -86,6 +86,10 @@ class Project:
         (self.folder / f"hold-{phase}").unlink()
         (self.folder / f"reached-{phase}").unlink(missing_ok=True)
 
+    def hurry(self) -> None:
+        """From now on samples are not slow any more: what the test waited for is over."""
+        (self.folder / "hurry").touch()
+
     def wait_until_reached(self, phase: str) -> None:
         """Return when some rank waits in the phase."""
         reached = self.folder / f"reached-{phase}"
@@ -125,7 +129,8 @@ class Trial:
         )
 
     def finish(self, *, timeout_s: float = 120) -> None:
-        """Wait for the end of the job, wherever it is; it must have finished the run."""
+        """Wait for the end of the job, wherever it is; it must have finished the run. Samples hurry from now on."""
+        self.project.hurry()
         cluster = self.project.cluster
         if int(cluster.show(self.job)["Restarts"]) > 0 and cluster.state(self.job) == "PENDING":
             cluster.release(self.job)

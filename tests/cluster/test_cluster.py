@@ -1,5 +1,6 @@
 """The local cluster itself, and what SLURM does that the package relies on: each was a surprise once."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -189,9 +190,13 @@ def local(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def daemons() -> set[tuple[str, str]]:
-    """Pid and name of each daemon of a SLURM."""
+    """Pid and name of each daemon of a SLURM, without what one of them has forked for a moment."""
     names = {"munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd"}
-    found = ((entry.name, entry / "comm") for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return {
-        (pid, name) for pid, path in found if path.exists() and (name := path.read_text().strip()) in names
-    }
+    found: dict[str, str] = {}
+    parents: dict[str, str] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (name := (entry / "comm").read_text().strip()) in names:
+                parents[entry.name] = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                found[entry.name] = name
+    return {(pid, name) for pid, name in found.items() if found.get(parents[pid]) != name}

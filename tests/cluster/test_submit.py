@@ -308,6 +308,7 @@ def test_the_plain_batch_script_survives_a_preemption(project: Project, cluster:
     trial = Trial(project, RunFolder.open(folder))
     trial.wait_for_step(20)
     cluster.preempt(job)
+    project.hurry()
     cluster.release(job)
     assert cluster.wait_for_end(job, timeout_s=120) == "COMPLETED", trial.told()
     assert trial.run.read_status().state == "finished"

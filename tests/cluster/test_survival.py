@@ -122,7 +122,7 @@ def test_workers_that_are_stuck_when_the_grace_is_over_lose_what_was_not_saved_a
 def test_the_time_limit_twice_in_one_run(
     project: Project, cluster: Cluster, reference: Callable[[int], dict[str, Any]]
 ) -> None:
-    trial = project.submit("limit", "data.train.sample_s=0.15", "slurm.time=1")
+    trial = project.submit("limit", "data.train.sample_s=0.3", "slurm.time=1")
     restarts = go_on_over_limits(cluster, trial)
     looks_untouched(trial, reference(2))
     assert restarts >= 2
@@ -138,6 +138,7 @@ def test_workers_that_are_stuck_at_the_time_limit_are_ended_in_time_and_the_job_
     project.hold("data")
     cluster.wait_for_requeue(trial.job, timeout_s=150)
     project.let_go("data")
+    project.hurry()
     go_on_over_limits(cluster, trial, restarts=1)
     looks_untouched(trial, reference(2))
     assert set(trial.requeues) == {"time limit"}, trial.told()

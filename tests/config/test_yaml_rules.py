@@ -64,6 +64,7 @@ def problem_of(text: str) -> str:
         ("'12'", "12"),
         ('"true"', "true"),
         ("!!str 12", "12"),
+        ('"\\ud83d\\ude00"', "\U0001f600"),
         ("!!float 12", 12.0),
         ("[1, two, null]", [1, "two", None]),
     ],
@@ -94,6 +95,7 @@ def test_a_file_may_start_with_a_byte_order_mark_and_hold_comments(tmp_path: Pat
         ("a: !!set {b}", "x.yaml:1: has the unknown tag !!set; only plain YAML values are accepted"),
         ("a: !mine 3", "x.yaml:1: has the unknown tag !mine; only plain YAML values are accepted"),
         ("true: 3", "x.yaml:1: is not a key; keys are text, in quotes where YAML reads something else"),
+        ('a: "x\\ud83d"', "x.yaml:1: holds half of a character: 'x\\ud83d'"),
         (f"a: {'9' * 5000}", f"x.yaml:1: cannot be read as int: '{'9' * 40}'"),
     ],
 )

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Rank:
         self.group = distributed.join("cpu", timeout_s=20)
         self.rank, self.attempt = self.group.rank, self.group.fence
         self.pulse = Heartbeat(self.run.heartbeat_path(self.rank), rank=self.rank, attempt=self.attempt)
+        self.group.waiting = partial(self.pulse.waiting, "exchange")
 
     def step(self, number: int) -> bool:
         """Take one; True when the ranks agree to stop."""
@@ -94,6 +96,17 @@ def killed_when_asked(run_folder: str) -> None:
         if (rank.run.path / f"kill-{rank.rank}").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.01)
+
+
+def rank_one_hangs(run_folder: str) -> None:
+    """Rank 1 gets no further in its first attempt."""
+    rank = Rank(run_folder)
+    for number in range(8):
+        while number == 5 and rank.rank == rank.attempt == 1:
+            time.sleep(0.1)
+        rank.step(number)
+        time.sleep(0.2)  # long enough to be seen: a pace is learnt
+    rank.group.leave()
 
 
 def rank_two_fails(run_folder: str) -> None:

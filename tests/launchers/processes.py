@@ -44,7 +44,17 @@ class Command:
     def send_to_group(self, number: signal.Signals) -> None:
         os.killpg(self.pid, number)
 
-    def finish(self, timeout_s: float = 30) -> int:
+    def send_to_all(self, number: signal.Signals) -> list[str]:
+        """To every process that came of the command, as SLURM does in a step; their command lines."""
+        processes = self.others()
+        for pid in (self.pid, *processes):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                processes.pop(pid, None)
+        return list(processes.values())
+
+    def finish(self, timeout_s: float = 60) -> int:
         """Its exit code, when it has ended; its output is in stdout and stderr."""
         self.stdout, self.stderr = self.process.communicate(timeout=timeout_s)
         return self.process.returncode
@@ -99,8 +109,8 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(fields[fields.index("SigCgt:") + 1], 16) >> (number - 1) & 1)
 
 
-def wait_for(condition: Callable[[], Any], *, timeout_s: float = 20, what: str = "") -> Any:
-    """The first truthy value of `condition`."""
+def wait_for(condition: Callable[[], Any], *, timeout_s: float = 60, what: str = "") -> Any:
+    """The first truthy value of `condition`. The time is for what never comes: a busy machine takes what it takes."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if value := condition():

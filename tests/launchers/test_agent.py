@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_trainer.adapters.lazy_compiler import COMPILER, COMPILES_VARIABLE
 from dist_trainer.run_folder import RunFolder, Status
 from tests.launchers.processes import Command, last_object
 
@@ -106,14 +107,17 @@ def test_a_module_in_the_working_folder_is_found(launch: Launch, run: RunFolder,
     assert (run.path / "found-1-0").read_text() == "42"
 
 
+@pytest.mark.parametrize("compiles", [False, True])
 def test_torch_is_imported_by_agent_and_forkserver_alone_and_at_the_same_time(
-    launch: Launch, run: RunFolder, tmp_path: Path
+    launch: Launch, run: RunFolder, tmp_path: Path, compiles: bool
 ) -> None:
     watcher = tmp_path / "watcher"
     watcher.mkdir()
     (watcher / "sitecustomize.py").write_text(Path(__file__).with_name("import_watch.py").read_text())
     record = tmp_path / "imports.jsonl"
     environment = {"PYTHONPATH": str(watcher), "IMPORT_RECORD": str(record)}
+    if compiles:  # else no worker needs torch's compiler
+        environment |= {COMPILES_VARIABLE: "1"}
     command = launch("killed_three_times", 2, "max_restarts=4", environment=environment)
     assert command.finish() == 0, command.stdout + command.stderr
     lines = [json.loads(line) for line in record.read_text().splitlines()]
@@ -122,6 +126,6 @@ def test_torch_is_imported_by_agent_and_forkserver_alone_and_at_the_same_time(
     assert command.pid in {line["pid"] for line in torch}
     first, second = sorted(torch, key=lambda line: line["begin"])
     assert second["begin"] < first["end"], "one waited for the other"
-    compiler = [line["pid"] for line in lines if line["module"] == "torch._dynamo"]
-    assert compiler == [line["pid"] for line in torch if line["pid"] != command.pid]
+    compiler = [line["pid"] for line in lines if line["module"] == COMPILER]
+    assert compiler == [line["pid"] for line in torch if line["pid"] != command.pid and compiles]
     assert "mlflow" not in {line["module"] for line in lines}

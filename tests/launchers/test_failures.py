@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.errors import FencedOut, NoProgress, NoUsableCheckpoint
+from dist_trainer.errors import FencedOut, NoProgress, NotSaved, NoUsableCheckpoint, StorageError
 from dist_trainer.launchers.failures import Failure, first_failure
 from dist_trainer.run_folder import RunFolder
 
@@ -54,6 +54,8 @@ def test_only_lost_connections_are_shown_when_nothing_else_is_known(run: RunFold
         (GLOO, True),
         (NoUsableCheckpoint("x"), False),
         (NoProgress("x"), False),
+        (NotSaved("the store is gone"), False),
+        (StorageError("for now"), True),
         (FencedOut("x"), False),
     ],
 )

@@ -1,5 +1,6 @@
 """Several nodes: two agents on one host, by plain torchrun and by our own launch."""
 
+import re
 import signal
 import socket
 import time
@@ -10,7 +11,7 @@ import pytest
 from dist_trainer.run_folder import RunFolder, Status
 from tests.launchers.processes import Command, catches, last_object, wait_for
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.faults]
 
 
 def free_port() -> int:
@@ -72,6 +73,25 @@ def test_every_node_names_the_rank_that_was_killed_though_it_left_no_word(
         assert told == f"rank {victim} was killed by SIGKILL (out of memory?)"
     (end,) = [line for line in run.attempts() if line["event"] == "end"]
     assert (end["cause"], end["node"]) == ("killed", "127.0.0.1")
+
+
+def test_a_rank_that_hangs_on_one_node_is_named_by_both_and_each_rank_leaves_its_stack(
+    launch: Callable[..., Command], run: RunFolder
+) -> None:
+    port = free_port()
+    settings = ("max_restarts=1", "timeout_s=4")
+    agents = [
+        launch("rank_one_hangs", 1, *settings, environment={"NODE": f"{rank} 127.0.0.1:{port}"})
+        for rank in range(2)
+    ]
+    for agent in agents:
+        assert agent.finish(60) == 0, agent.stdout + agent.stderr
+        assert re.search(
+            r"no progress: rank 1 .* for \d+ s; rank 0 exchanging numbers .*, waiting", agent.stdout
+        )
+    assert "in rank_one_hangs" in run.log_path(1, 1).read_text()
+    assert "in sum_over_ranks" in run.log_path(1, 0).read_text()
+    assert run.highest_fence() == 2
 
 
 def test_an_agent_that_was_overtaken_starts_nothing_and_leaves_the_status_alone(

@@ -1,6 +1,7 @@
 """What is shown of a run's heartbeat and journal."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,22 @@ def test_a_resume_that_goes_back_gives_no_wrong_speed() -> None:
     position.at(510, 1.0)
     position.at(480, 2.0)
     assert position.remaining_s is None
+
+
+def test_a_full_disk_under_the_run_folder_is_said_once_each_time(
+    run: RunFolder, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    shown = Progress(run, Console(file=out, width=80))
+    look = os.statvfs
+
+    def full(path: str) -> os.statvfs_result:
+        fields = list(look(path))
+        fields[3] = fields[4] = 0  # blocks that are free, for root and for others
+        return os.statvfs_result(fields)
+
+    for see in (full, full, look, full):
+        monkeypatch.setattr(os, "statvfs", see)
+        shown.tick()
+    shown.close()
+    assert out.getvalue().count(f"warning: the disk of {run.path} is full: training goes on") == 2

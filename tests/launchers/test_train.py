@@ -80,6 +80,7 @@ def test_a_failure_is_shown_once_with_its_log(train: Train, folder: Path) -> Non
     assert lines == [
         "rank 0 failed at step 3: ValueError: always the same (entries.py:N, in fails_alike)",
         f"its log: {folder}/logs/attempt-0002/rank-0.log",
+        "dist-trainer explain small tells more",
     ]
     assert "Traceback" not in failed.stdout
     assert RunFolder.open(folder).read_status().state == "failed"
@@ -105,6 +106,12 @@ def test_another_command_is_refused_and_an_interrupt_says_where_it_saved(
     step = RunFolder.open(slow).read_status().step
     assert step
     assert f"saved at step {step}; the same command goes on from there" in first.stdout
+
+
+def test_a_signal_that_comes_after_the_end_changes_no_exit_code(train: Train) -> None:
+    command = finished(train("--signals-afterwards"))
+    assert "small: finished at step 4" in command.stdout
+    assert command.stderr == ""
 
 
 def test_an_early_stop_says_how_to_go_on(train: Train, folder: Path) -> None:

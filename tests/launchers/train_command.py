@@ -1,5 +1,10 @@
-"""`python train_command.py ENTRY CONFIG [key=value...] [--fresh] [--json] [--allow-change=KEY]`: train() alone."""
+"""`python train_command.py ENTRY CONFIG [key=value...] [--fresh] [--json] [--allow-change=KEY]`: train() alone.
 
+With --signals-afterwards it is sent each signal that asks for an end, once train() is over.
+"""
+
+import os
+import signal
 import sys
 
 
@@ -11,7 +16,7 @@ def main() -> int:
     entry, config, *rest = sys.argv[1:]
     options = [word for word in rest if word.startswith("--")]
     try:
-        return train(
+        code = train(
             load_config([config], [word for word in rest if word not in options]),
             workers=2,
             fresh="--fresh" in options,
@@ -21,7 +26,11 @@ def main() -> int:
         )
     except DistTrainerError as error:
         print(error, file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
+    if "--signals-afterwards" in options:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+            os.kill(os.getpid(), number)
+    return code
 
 
 if __name__ == "__main__":

@@ -222,6 +222,29 @@ def test_a_link_stays_one_inside_is_a_copy_of_a_file_outside_and_a_folder_outsid
         assert path.resolve().is_relative_to(snapshot.path)
 
 
+@pytest.mark.parametrize("with_git", [True, False], ids=["git", "no git"])
+def test_a_new_link_is_no_way_around_the_names_of_secrets(
+    with_git: bool, repository: Path, tmp_path: Path
+) -> None:
+    top = repository if with_git else put(tmp_path / "plain" / "net.py").parent
+    secret = put(tmp_path / "home" / "prod", "hunter2\n")
+    named = put(tmp_path / "home" / "credentials.json", "hunter2\n")
+    (top / ".env").symlink_to(secret)
+    (top / "credentials.json").symlink_to(secret)
+    (top / "settings.json").symlink_to(named)
+    (top / "chain.json").symlink_to(".env")
+    (top / "alias.py").symlink_to("net.py")
+    code = find(top)
+    snapshot = copied(code, tmp_path / "run")
+    lost = {line.split()[0] for line in code.left_out}
+    # without git a name like .env is not looked at in the first place
+    assert lost == {"credentials.json", "settings.json", "chain.json"} | ({".env"} if with_git else set())
+    assert f"settings.json (a link to {named}, by a name it holds secrets)" in code.left_out
+    assert (snapshot.path / "alias.py").is_symlink()
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert files and not [path for path in files if b"hunter2" in path.read_bytes()]
+
+
 def test_a_repository_inside_the_repository_is_copied_with_it(repository: Path, tmp_path: Path) -> None:
     library = tmp_path / "library"
     library.mkdir()

@@ -487,13 +487,16 @@ def test_shell_lines_come_from_a_profile_alone(
 # what is only said
 
 
-def test_mlflow_that_does_not_answer_is_a_warning(send: Send, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mlflow_that_does_not_answer_is_a_warning(
+    send: Send, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_WORD", "secret")
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
-        send(f"tracking.uri=http://me:secret@127.0.0.1:{port}", "slurm.options.cpus-per-task=2")
+        send(f"tracking.uri=http://me:${{env:MLFLOW_WORD}}@127.0.0.1:{port}", "slurm.options.cpus-per-task=2")
         assert capsys.readouterr().err == ""
     began = time.monotonic()
-    send(f"tracking.uri=http://me:secret@127.0.0.1:{port}")
+    send(f"tracking.uri=http://me:${{env:MLFLOW_WORD}}@127.0.0.1:{port}")
     assert time.monotonic() - began < 5
     said = capsys.readouterr().err
     assert f"MLflow at http://127.0.0.1:{port} does not answer from here: " in said

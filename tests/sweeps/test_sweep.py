@@ -15,7 +15,7 @@ from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.heartbeat import read_heartbeat
 from tests.launchers.processes import Command, last_object, wait_for
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.faults]
 Sweep = Callable[..., Command]
 CODE = """
 import time
@@ -86,6 +86,11 @@ def states(folder: Path, count: int) -> list[str]:
 def is_training(folder: Path, index: int) -> bool:
     beat = read_heartbeat(cell(folder, index).heartbeat_path(0))
     return bool(beat and beat.step >= 2)
+
+
+def is_in_its_first_step(folder: Path, index: int) -> bool:
+    beat = read_heartbeat(cell(folder, index).heartbeat_path(0))
+    return bool(beat and beat.phase == "train")
 
 
 def shown(command: Command) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def cell_is_there(folder: Path, index: int) -> bool:
 def test_a_second_interrupt_leaves_at_once(sweep: Sweep, tmp_path: Path) -> None:
     first = sweep("line.yaml", "model.pause_s=30", "--grid", "seed=0:2", "--local")
     wait_for(lambda: cell_is_there(tmp_path, 0) and cell(tmp_path, 0).highest_fence() == 1)
-    wait_for(lambda: read_heartbeat(cell(tmp_path, 0).heartbeat_path(0)))
+    wait_for(lambda: is_in_its_first_step(tmp_path, 0), what="a first step that takes half a minute")
     first.send(signal.SIGINT)
     with pytest.raises(AssertionError):
         wait_for(lambda: first.process.poll() is not None, timeout_s=1.2)

@@ -14,6 +14,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from dist_trainer.adapters.storage import Storage
+from dist_trainer.checkpoint.store import CheckpointStore
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.follower import carry_once
 from dist_trainer.tracking.heartbeat import Heartbeat
@@ -81,7 +83,7 @@ class Server:
             self.signal(signal.SIGKILL)
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float) -> None:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -119,10 +121,9 @@ def log(run: RunFolder) -> str:
 
 
 def checkpoint(run: RunFolder, name: str, content: bytes) -> None:
-    folder = run.checkpoints / name
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(content)
-    (folder / "COMMIT.json").touch()
+    step, fence = (int(part.lstrip("stepf-")) for part in name.rsplit("-", 1))
+    store = CheckpointStore(Storage(run.checkpoints), fence=fence, highest_fence=lambda: fence)
+    assert store.commit(step, {"model.safetensors": content}, {}).name == name
 
 
 class Stored:

@@ -2,15 +2,17 @@
 
 import json
 import math
+import resource
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dist_trainer.tracking.journal import Journal, history, read_journal
+from dist_trainer.tracking.journal import Journal, history, read_journal, saved_checkpoints
 
 
 @pytest.fixture
@@ -134,8 +136,84 @@ def test_a_hundred_metrics_at_every_step_cost_under_three_percent_of_ten_millise
     assert sorted(costs)[len(costs) // 2] < 0.03 * 0.010
 
 
+@pytest.fixture
+def limit_files_to() -> Iterator[Callable[[int], None]]:
+    """Have the kernel refuse what would make any file longer: it takes a part and then nothing, as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_full_disk_refuses_is_kept_and_written_once_there_is_room(
+    path: Path, limit_files_to: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Journal(path, attempt=1, rank=0) as journal:
+        journal.event("saved", step=1)
+        with capsys.disabled():  # the test's own output is a file too
+            limit_files_to(path.stat().st_size + 10)
+            for step in range(2, 6):
+                journal.metrics(step, {"a": step})
+                journal.event("saved", step=step)
+                journal.sync()
+            assert [record["step"] for record in read_journal(path)[0]] == [1]
+            assert not path.read_bytes().endswith(b"\n"), "a part of a line got through"
+            limit_files_to(resource.RLIM_INFINITY)
+        journal.event("saved", step=6)
+    records = read_journal(path)[0]
+    assert [record["step"] for record in records if record["kind"] == "saved"] == [1, 2, 3, 4, 5, 6]
+    assert history(path) == {"a": {2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0}}
+    (alarm,) = (record["message"] for record in records if record["kind"] == "alarm")
+    assert f"{path} could not be written for" in alarm and "nothing of it is lost" in alarm
+
+
+def test_a_disk_that_stays_full_costs_what_memory_does_not_hold_and_says_so(
+    path: Path,
+    limit_files_to: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("dist_trainer.tracking.journal._KEPT_BYTES", 500)
+    with capfd.disabled():
+        journal = Journal(path, attempt=1, rank=0)
+        limit_files_to(0)
+        for step in range(100):
+            journal.event("saved", step=step)
+        limit_files_to(resource.RLIM_INFINITY)
+    journal.close()
+    records = read_journal(path)[0]
+    kept = sum(record["kind"] == "saved" for record in records)
+    assert 3 <= kept < 20 and f"{100 - kept} lines are lost" in records[-1]["message"]
+
+
+def test_a_saved_line_that_names_no_checkpoint_hides_no_other(path: Path) -> None:
+    with Journal(path, attempt=1, rank=0) as journal:
+        journal.event("saved", step=1, checkpoint="step-1")
+        journal.event("saved", step=2)
+        journal.event("saved", step=3, checkpoint=["step-3"])
+        journal.event("saved", step=4, checkpoint="step-4")
+    with path.open("a") as file:
+        file.write('["saved", {"kind": "saved"}]\n{"kind": "saved", "checkpoint": "step-5"}\n')
+    assert saved_checkpoints(path) == ["step-1", "step-4"]
+
+
 def test_nothing_is_left_open(path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     with Journal(path, attempt=1, rank=0):
         pass
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text for this")
+
+
+def test_an_event_that_cannot_be_written_is_its_callers_alone(tmp_path: Path) -> None:
+    with Journal(tmp_path / "rank-0.jsonl", attempt=1, rank=0) as journal:
+        journal.metrics(1, {"loss": 1.0})
+        with pytest.raises(RuntimeError, match="no text for this"):
+            journal.event("odd", value=Unprintable())
+        journal.event("even")
+        journal.sync()
+    records, _ = read_journal(tmp_path / "rank-0.jsonl")
+    assert [record["kind"] for record in records] == ["metrics", "even"]

@@ -8,9 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -26,23 +24,26 @@ from tests.tracking.servers import (
     Server,
     Stored,
     carry,
+    checkpoint,
     finish,
     log,
     make_run,
     train,
     wait_until,
 )
+from tests.tracking.slow_proxy import SlowProxy
 
 # MLflow's own store, opened in this process
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.faults,
+]
 
 
 def test_a_second_process_on_one_run_leaves_at_once(run: RunFolder) -> None:
     with hold(run.path / "mlflow-sync.lock", held=lambda owner: AssertionError()):
-        began = time.monotonic()
         problem, sent = carry_once(run, connect=_connect)
     assert (problem, sent) == ("another process is carrying this run and goes on by itself", 0)
-    assert time.monotonic() - began < 1
 
 
 def test_a_process_waits_for_one_of_a_killed_attempt_that_still_drains(tmp_path: Path) -> None:
@@ -57,10 +58,44 @@ def test_a_process_waits_for_one_of_a_killed_attempt_that_still_drains(tmp_path:
         train(run, 0, 5)
         time.sleep(1.5)
         assert process.is_alive()
-    wait_until(lambda: SyncState.load(run).offsets.get("rank-0.jsonl"), 40)
+    wait_until(lambda: SyncState.load(run).offsets.get("rank-0.jsonl"))
     finish(run)
     process.join()
     assert Stored(run, f"sqlite:///{tmp_path}/mlflow.db").points("train/loss") == LOSSES[:5]
+
+
+def test_a_short_attempt_s_process_waits_for_it_too_after_its_own_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sqlite:///mlflow.db")
+    run.write_status(Status("running"))
+    end = RunEnd(run, parent=os.getppid(), stale_s=None)
+    process = threading.Thread(
+        target=follow, args=(run, end), kwargs={"connect": _connect, "sample_every_s": 1.0}
+    )
+    with hold(run.path / "mlflow-sync.lock", held=lambda owner: AssertionError()):
+        process.start()
+        train(run, 0, 5)
+        finish(run)
+        wait_until(end.seen)
+        time.sleep(1.5)
+        assert process.is_alive()
+    process.join()
+    stored = Stored(run, f"sqlite:///{tmp_path}/mlflow.db")
+    assert (stored.points("train/loss"), SyncState.load(run).status) == (LOSSES[:5], "FINISHED")
+
+
+def test_the_process_of_a_killed_attempt_leaves_the_end_to_the_one_that_goes_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sqlite:///mlflow.db")
+    run.write_status(Status("running"))
+    with run.lock():
+        end = RunEnd(run, parent=-1, stale_s=None)  # no parent is there: it was killed
+        assert (end.seen(), end.is_gone_on()) == ("KILLED", False)
+    assert not end.is_gone_on(), "nobody trains it yet"
+    with run.lock():
+        assert end.is_gone_on()
+        follow(run, end, connect=_connect, sample_every_s=1.0)
+    assert not (run.path / "mlflow-sync.json").exists()
+    follow(run, end, connect=_connect, sample_every_s=1.0)
+    assert SyncState.load(run).status == "KILLED"
 
 
 PARENT = """
@@ -78,7 +113,7 @@ def test_when_training_is_killed_its_process_reports_that_and_goes(run: RunFolde
     run.write_status(Status("running"))
     parent = subprocess.run([sys.executable, "-c", PARENT, str(run.path)], capture_output=True, check=False)
     pid = Path(f"/proc/{int(parent.stdout)}")
-    wait_until(lambda: not pid.exists() or "Z" in (pid / "stat").read_text().split()[2], 40)
+    wait_until(lambda: not pid.exists() or "Z" in (pid / "stat").read_text().split()[2])
     stored = Stored(run, server.uri)
     assert (stored.status, stored.points("train/loss")) == ("KILLED", LOSSES[:5])
 
@@ -110,7 +145,7 @@ def test_a_process_killed_in_mid_run_is_followed_by_one_that_goes_on(run: RunFol
     for _ in range(2):
         process, before = start(run), SyncState.load(run).offsets
         assert process is not None
-        wait_until(partial(_has_moved, run, before), 40)
+        wait_until(partial(_has_moved, run, before))
         process.kill()
         process.wait()
     last = start(run)
@@ -132,9 +167,9 @@ def test_a_server_that_comes_late_freezes_and_is_killed_costs_no_point(
     assert process is not None
     training = threading.Thread(target=train, args=(run, 0, 1500), kwargs={"pause_s": 0.015})
     training.start()
-    wait_until(lambda: "Connection refused" in log(run), 40)
+    wait_until(lambda: "Connection refused" in log(run))
     fragile_server.start()
-    wait_until(lambda: SyncState.load(run).offsets.get("rank-0.jsonl"), 40)
+    wait_until(lambda: SyncState.load(run).offsets.get("rank-0.jsonl"))
     fragile_server.signal(signal.SIGSTOP)
     time.sleep(6)
     fragile_server.signal(signal.SIGCONT)
@@ -150,6 +185,26 @@ def test_a_server_that_comes_late_freezes_and_is_killed_costs_no_point(
     assert stored.status == "FINISHED"
 
 
+@pytest.mark.timeout(90)
+def test_a_damaged_final_model_does_not_keep_the_process_for_ever(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sqlite:///mlflow.db")
+    train(run, 0, 5)
+    checkpoint(run, "step-000000005-f0001", b"weights")
+    (run.checkpoints / "step-000000005-f0001" / "model.safetensors").write_bytes(b"weighty")
+    run.write_status(Status("running"))
+    process = start(run)
+    assert process is not None
+    finish(run)
+    try:
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    assert "the final model cannot be read" in log(run)
+    stored = Stored(run, f"sqlite:///{tmp_path}/mlflow.db")
+    assert (stored.status, stored.points("train/loss")) == ("FINISHED", LOSSES[:5])
+    assert not stored.files("model")
+
+
 @pytest.fixture
 def frozen_in_the_end(server: Server) -> Iterator[Server]:
     yield server
@@ -157,86 +212,38 @@ def frozen_in_the_end(server: Server) -> Iterator[Server]:
 
 
 @pytest.mark.timeout(120)
-def test_a_server_that_is_frozen_at_the_end_is_left_within_ten_seconds(
+def test_a_server_that_is_frozen_at_the_end_is_left_and_loses_no_point(
     run: RunFolder, frozen_in_the_end: Server
 ) -> None:
     run.write_status(Status("running"))
     process = start(run)
     assert process is not None
     train(run, 0, 5)
-    wait_until(lambda: SyncState.load(run).artifacts.get("code.json"), 40)
+    wait_until(lambda: SyncState.load(run).artifacts.get("code.json"))
     frozen_in_the_end.signal(signal.SIGSTOP)
     train(run, 5, 10)
     finish(run)
-    began = time.monotonic()
-    process.wait(20)
-    assert time.monotonic() - began < 10.5
+    assert process.wait(60) == 0
+    assert "MLflow is silent; `dist-trainer sync` carries what is left" in log(run)
     frozen_in_the_end.signal(signal.SIGCONT)
     carry(run)
     stored = Stored(run, frozen_in_the_end.uri)
     assert (stored.status, stored.points("train/loss")) == ("FINISHED", LOSSES[:10])
 
 
-class _SlowProxy(BaseHTTPRequestHandler):
-    """Passes everything on; the first two batches are answered after the client has given up."""
-
-    uri = ""
-    batches = 0
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        request = Request(self.uri + self.path, body, {"Content-Type": "application/json"})
-        self._pass(request)
-
-    def do_PUT(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self._pass(Request(self.uri + self.path, body, method="PUT"))
-
-    def do_GET(self) -> None:
-        self._pass(Request(self.uri + self.path))
-
-    def _pass(self, request: Request) -> None:
-        from urllib.error import HTTPError
-
-        try:
-            with urlopen(request, timeout=30) as answer:
-                status, content = answer.status, answer.read()
-        except HTTPError as error:
-            status, content = error.code, error.read()
-        if self.path.endswith("log-batch"):
-            type(self).batches += 1
-            time.sleep(2.0 if self.batches <= 2 else 0)
-        try:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
-def slow_uri(server: Server) -> Iterator[str]:
-    _SlowProxy.uri, _SlowProxy.batches = server.uri, 0
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _SlowProxy)
-    thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
-    thread.start()
-    yield f"http://127.0.0.1:{proxy.server_address[1]}"
-    proxy.shutdown()
-    thread.join()
-    proxy.server_close()
+def slow_proxy(server: Server) -> Iterator[SlowProxy]:
+    """The first two batches are answered after the client has given up."""
+    with SlowProxy(server.uri, delay_s=lambda batch: 2.0 if batch <= 2 else 0).serving() as proxy:
+        yield proxy
 
 
 def test_a_server_slower_than_the_time_out_gets_every_point_once(
-    slow_uri: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slow_proxy: SlowProxy, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "_TIMEOUT_S", 1.0)
-    run = make_run(tmp_path, slow_uri)
+    run = make_run(tmp_path, slow_proxy.uri)
     train(run, 0, 30)
     carry(run)
-    assert _SlowProxy.batches >= 3
+    assert slow_proxy.batches >= 3
     assert Stored(run, server.uri).points("train/loss") == LOSSES[:30]

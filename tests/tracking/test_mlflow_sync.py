@@ -9,7 +9,8 @@ import pytest
 
 from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder, Status
-from dist_trainer.tracking.mlflow_sync import page_command, start, sync
+from dist_trainer.tracking.mlflow_sync import start, sync
+from dist_trainer.tracking.page import page_command
 from dist_trainer.tracking.sync_state import SyncState
 from tests.tracking.servers import (
     CONFIG,
@@ -96,7 +97,7 @@ def test_attempts_share_one_run_and_a_rewind_doubles_nothing(run: RunFolder, ser
     train(run, 25, 60, attempt=2)
     process = start(run)  # status.json still says stopped, for a moment
     assert process is not None
-    wait_until(lambda: Stored(run, server.uri).status == "RUNNING", 40)
+    wait_until(lambda: Stored(run, server.uri).status == "RUNNING")
     run.write_status(Status("running"))
     finish(run)
     assert process.wait(40) == 0
@@ -114,7 +115,7 @@ def test_a_run_that_is_run_again_is_scheduled_until_its_next_attempt_runs(
         run.write_status(Status("running"))
         process = start(run)
         assert process is not None
-        wait_until(lambda: run.info().mlflow_run_id and Stored(run, server.uri).status == "RUNNING", 40)
+        wait_until(lambda: run.info().mlflow_run_id and Stored(run, server.uri).status == "RUNNING")
         run.write_status(Status("stopped", cause, 20 * attempt, run_again=True))
         assert process.wait(40) == 0
         stored = Stored(run, server.uri)

@@ -10,10 +10,13 @@ from mlflow.utils.validation import (
     validate_param_and_metric_name,
 )
 
+from dist_trainer.adapters.storage import Storage
+from dist_trainer.checkpoint.store import CheckpointStore
+from dist_trainer.config.redact import redact
+from dist_trainer.errors import CorruptCheckpoint
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.final_model import final_model
 from dist_trainer.tracking.parameters import mlflow_name, parameters, redact_yaml
-from dist_trainer.tracking.redact import redact
 from dist_trainer.tracking.settings import RunSettings, resolve_uri
 from tests.tracking.servers import make_run
 
@@ -155,23 +158,37 @@ def test_the_settings_find_database_and_checkpoints(tmp_path: Path) -> None:
 
 
 def test_the_final_model_is_the_newest_good_one(tmp_path: Path) -> None:
-    def checkpoint(name: str, *files: str) -> Path:
-        for file in files:
-            (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / file).touch()
+    def checkpoint(step: int, fence: int) -> Path:
+        store = CheckpointStore(Storage(tmp_path), fence=fence, highest_fence=lambda: fence)
+        name = store.commit(step, {"model.safetensors": f"{step}".encode()}, {}).name
         return tmp_path / name / "model.safetensors"
 
     assert final_model(str(tmp_path / "none"), carried=None, into=tmp_path) is None
-    checkpoint("step-000000900-f0001", "model.safetensors", "COMMIT.json")
-    good = checkpoint("step-000000300-f0002", "model.safetensors", "COMMIT.json")
-    checkpoint("step-000000400-f0002", "model.safetensors", "COMMIT.json", "QUARANTINE.json")
-    checkpoint("step-000000500-f0003", "model.safetensors")
+    checkpoint(900, 1)
+    good = checkpoint(300, 2)
+    (checkpoint(400, 2).parent / "QUARANTINE.json").touch()
+    (checkpoint(500, 3).parent / "COMMIT.json").unlink()
     assert final_model(str(tmp_path), carried="another", into=tmp_path) == (good.parent.name, good)
     assert final_model(str(tmp_path), carried=good.parent.name, into=tmp_path) is None
+    for file in ("model.safetensors", "MANIFEST.json", "COMMIT.json"):
+        content = (good.parent / file).read_bytes()
+        for damaged in (content[:-3], content[:-2] + b"??", b"", None):
+            (good.parent / file).write_bytes(damaged or b"")
+            if damaged is None and file != "COMMIT.json":
+                (good.parent / file).unlink()
+            with pytest.raises(CorruptCheckpoint, match=good.parent.name):
+                final_model(str(tmp_path), carried=None, into=tmp_path)
+        (good.parent / file).write_bytes(content)
 
 
-@pytest.mark.parametrize(("uri", "seconds"), [("sqlite:///mlflow.db", 60), ("http://127.0.0.1:1", 10)])
+@pytest.mark.parametrize(("uri", "seconds"), [("sqlite:///mlflow.db", 60), ("http://127.0.0.1:1", 9)])
 def test_a_file_is_waited_for_while_mlflow_starts_and_a_silent_server_is_not(
     tmp_path: Path, uri: str, seconds: float
 ) -> None:
     assert RunSettings.read(make_run(tmp_path, uri)).patience_s == seconds
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("letter", ["x", "x-", "://", ":", "a:", "@", "token=", "key", "://a:b"])
+def test_a_message_of_a_megabyte_is_looked_through_in_no_time(letter: str) -> None:
+    assert redact(f"://{letter * (1_000_000 // len(letter))}") is not None

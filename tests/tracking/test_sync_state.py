@@ -104,6 +104,16 @@ def test_the_state_survives_on_disk_and_counts_what_is_left(run: RunFolder) -> N
     assert count_left(run, SyncState.load(run)) == 1
 
 
+@pytest.mark.parametrize("offset", [-1, 10**6, 10**30])
+def test_an_offset_that_the_journal_does_not_reach_sends_all_of_it_again(run: RunFolder, offset: int) -> None:
+    """A loss of power may take the journal's end, and leave the state that knew of it."""
+    write(run, 1, range(4), a=1)
+    state = SyncState(mlflow_run="x", offsets={NAME: offset}, steps={NAME: {"a": 9}})
+    state.save(run)
+    assert count_left(run, SyncState.load(run)) == 4
+    assert send(run, state) == [("a", step) for step in range(4)]
+
+
 def test_the_time_of_a_point_is_the_same_at_every_reading(run: RunFolder) -> None:
     write(run, 1, range(200), a=1)
     first, second = (list(JournalPoints(run.journal_path(0), SyncState()).batches()) for _ in range(2))

@@ -19,11 +19,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from dist_trainer.data import InMemory, RandomCrop, RandomFlip
+from dist_trainer.data.augment import Normalize
+from dist_trainer.data.split import part_of
 from dist_trainer.errors import ConfigError, DataError
-from dist_trainer.training.fetch import Fetcher, empty_like
-from dist_trainer.training.loader import Batch, EvalLoader, TrainLoader
+from dist_trainer.training.batch import Batch, empty_like
+from dist_trainer.training.fetch import Fetcher
+from dist_trainer.training.loader import EvalLoader, TrainLoader
 from dist_trainer.training.sampler import ResumableSampler, Rows
 
 Pair = namedtuple("Pair", ["x", "note"])
@@ -159,6 +163,30 @@ def test_a_data_set_with_batch_is_fetched_whole_with_a_key_for_each_row() -> Non
     one = read(1)
     assert sorted(one) == [row for row in range(50) if row != 13]
     assert one == read(3)
+
+
+class Counted(TensorDataset):
+    """Its rows are its own affair."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(2 * part for part in super().__getitem__(index))
+
+
+def test_the_rows_of_tensors_are_taken_at_once_and_alike() -> None:
+    parts = torch.rand(20, 3, 2), torch.arange(20), torch.rand(20, dtype=torch.float64) > 0.5
+    rows = Rows(0, np.arange(4), np.array([7, 3, 3, 19]))
+    dataset = TensorDataset(*parts)
+    told = Fetcher(dataset).fetch(rows)
+    expected = default_collate([dataset[index] for index in rows.indices.tolist()])
+    assert type(told.data) is type(expected)
+    for one, other in zip(told.data, expected, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    assert torch.equal(Fetcher(Counted(*parts)).fetch(rows).data[0], 2 * expected[0])
+    assert Fetcher(dataset, collate=len).fetch(rows).data == 4
+    none = Fetcher(dataset).fetch(Rows(0, np.arange(0), np.arange(0)))
+    assert [tuple(part.shape) for part in none.data] == [(0, 3, 2), (0,), (0,)]
+    with pytest.raises(DataError, match=r"data\.train row 20: IndexError"):
+        Fetcher(dataset).fetch(Rows(0, np.arange(2), np.array([1, 20])))
 
 
 def test_a_data_set_with_getitems_is_asked_once_for_each_batch() -> None:
@@ -418,3 +446,97 @@ def test_workers_compute_on_one_thread() -> None:
     threads, processes = batch.data
     assert threads.unique().tolist() == [1]
     assert os.getpid() not in processes.tolist()
+
+
+class Opened(Noisy):
+    """Opened at its first read, as a file would be."""
+
+    opened_by = 0
+
+    def __getitem__(self, index: int) -> Any:
+        self.opened_by = self.opened_by or os.getpid()
+        return super().__getitem__(index)
+
+
+def test_a_step_read_apart_is_the_same_and_opens_nothing_here() -> None:
+    dataset, before = Opened(40), children()
+    sampler = ResumableSampler(dataset, global_batch_size=4, rank=0, world_size=1, seed=1)
+    loader = TrainLoader(dataset, sampler, num_workers=2)
+    apart = loader.read_apart(3)
+    assert dataset.opened_by == 0
+    here = loader.read(3)
+    assert [batch.rows for batch in apart] == [batch.rows for batch in here]
+    assert all(
+        torch.equal(one.data["index"], two.data["index"]) for one, two in zip(apart, here, strict=True)
+    )
+    assert not started(before)
+
+
+class Unsendable(Noisy):
+    """Rows that no process can give to another."""
+
+    def __getitem__(self, index: int) -> Any:
+        return {"index": index, "made": lambda: index}
+
+
+@pytest.mark.timeout(30)
+def test_a_batch_that_cannot_be_sent_is_an_error_and_no_wait_without_end() -> None:
+    dataset = Unsendable(40)
+    sampler = ResumableSampler(dataset, global_batch_size=4, rank=0, world_size=1, seed=1)
+    loader = TrainLoader(dataset, sampler, num_workers=1, collate=list)
+    with pytest.raises(DataError, match="a loader process"):
+        next(loader.steps(0, 4))
+    loader.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_device_can_do_is_left_to_it_and_gives_the_same(num_workers: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (23, 3, 8, 8), dtype=np.uint8)
+    data = InMemory(
+        images,
+        np.arange(23),
+        augment=[RandomCrop(2), RandomFlip()],
+        normalize=Normalize([0.1, 0.2, 0.3], 0.5),
+    )
+    for dataset in (data, part_of(data, np.arange(3, 23))):
+        each = ResumableSampler(dataset, global_batch_size=7, rank=0, world_size=1)
+        loaders = [
+            TrainLoader(dataset, each, num_workers=num_workers, finish_later=late) for late in (True, False)
+        ]
+        try:
+            for (late,), (early,) in zip(*(loader.steps(0, 4) for loader in loaders), strict=True):
+                assert late.data[0].dtype == torch.uint8 and early.data[0].dtype == torch.float32
+                done = late.on(torch.device("cpu"))
+                assert done.finish is None and done.rows == early.rows == len(early.data[0])
+                for one, other in zip(done.data, early.data, strict=True):
+                    assert torch.equal(one, other)
+        finally:
+            for loader in loaders:
+                loader.close()
+        none = loaders[0]._fetcher.fetch(Rows(0, np.arange(0), np.arange(0)))
+        assert none.finish is None, "no augmentation is asked what it makes of nothing"
+        assert [len(part) for part in none.on(torch.device("cpu")).data] == [0, 0]
+
+
+def test_an_augmentation_that_works_on_the_cpu_alone_is_done_there() -> None:
+    def inverted(images: Tensor, keys: Any, stream: int) -> Tensor:
+        return 255 - images
+
+    data = InMemory(np.zeros((4, 1, 2, 2), dtype=np.uint8), np.arange(4), augment=[inverted])
+    batch = Fetcher(data, finish_later=True).fetch(Rows(0, np.arange(2), np.arange(2)))
+    assert batch.finish is None and batch.data[0].eq(1.0).all()
+
+
+class Relabelled(InMemory):
+    """Has a batch of its own."""
+
+    def batch(self, indices: NDArray[np.int64], keys: Any) -> tuple[Tensor, Tensor]:
+        inputs, targets = super().batch(indices, keys)
+        return inputs, targets + 100
+
+
+def test_a_subclass_with_a_batch_of_its_own_is_asked_for_it_on_every_device() -> None:
+    data = Relabelled(np.zeros((9, 1, 2, 2), dtype=np.uint8), np.arange(9))
+    for dataset in (data, part_of(data, np.arange(9))):
+        batch = Fetcher(dataset, finish_later=True).fetch(Rows(0, np.arange(2), np.arange(2)))
+        assert batch.finish is None and batch.data[1].tolist() == [100, 101]

@@ -1,5 +1,6 @@
 """Freezing, parameter groups and optimizers by the configuration's words."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from dist_trainer.config.schema import GroupConfig
 from dist_trainer.errors import ConfigError
+from dist_trainer.training.group_options import load_state
 from dist_trainer.training.optimizer import (
     freeze,
     make_optimizer,
@@ -109,3 +111,21 @@ def test_lbfgs_alone_needs_a_closure() -> None:
     assert needs_closure(torch.optim.LBFGS(model.parameters()))
     for kind in (torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad):
         assert not needs_closure(kind(model.parameters(), lr=0.1))  # type: ignore[call-arg]
+
+
+def test_a_saved_state_is_laid_out_as_the_parameter_is_now() -> None:
+    """A fused kernel walks through memory, and train.channels_last may be another one than when it was saved."""
+    torch.manual_seed(0)
+    weight, gradients = torch.randn(4, 3, 3, 3), torch.randn(2, 4, 3, 3, 3)
+    usual = nn.Parameter(weight.clone())
+    other = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+    optimizers = [torch.optim.Adam([each], lr=0.1, fused=True) for each in (usual, other)]
+    usual.grad = gradients[0].clone()
+    optimizers[0].step()
+    other.data.copy_(usual.data)
+    state = copy.deepcopy(optimizers[0].state_dict())  # as from a file: nothing is shared
+    load_state(optimizers[1], state, before=[{}], now=[{}], scheduled=())
+    for parameter, optimizer in zip((usual, other), optimizers, strict=True):
+        parameter.grad = torch.empty_like(parameter).copy_(gradients[1])
+        optimizer.step()
+    assert torch.allclose(usual, other)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dist_trainer.training.random_state import seed_step
 from dist_trainer.training.sampler import ResumableSampler
-from dist_trainer.training.step import TrainStep, autocast_for, seed_step
+from dist_trainer.training.step import TrainStep, autocast_for
 from dist_trainer.training.task import Loss, Task
 from tests.ranks import run_ranks
 from tests.training.small import CLASSES, Watch, message_of, net, plain, rows, sgd, trainer, vector

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from dist_trainer.training.task import Loss, Supervised, Task, move_to
+from dist_trainer.training.batch import move_to
+from dist_trainer.training.task import Loss, Supervised, Task
 from dist_trainer.training.trainer import Result
 from tests.ranks import RankFailed, run_ranks
 from tests.training.recipes import KillAt, weights_digest

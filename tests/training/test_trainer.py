@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import Dataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 from dist_trainer.errors import NoProgress
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.training.hooks import Hook
-from dist_trainer.training.saves import refuse_standstill
+from dist_trainer.training.saves import has_saved, refuse_standstill
 from dist_trainer.training.trainer import Scheduler, Trainer
 from tests.ranks import run_ranks
 from tests.training.small import Watch, journal, message_of, net, rows, sgd, trainer, vector
@@ -200,6 +200,15 @@ def test_three_resumes_without_progress_are_one_too_many_unless_one_finished(tmp
     refuse_standstill(run, 40)
 
 
+def test_attempts_that_do_not_say_well_where_they_began_are_no_standstill(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", "name: run\n", working_folder=tmp_path)
+    for attempt in (1, 2, 3):
+        run.record({"event": "start", "attempt": attempt})
+        run.record({"event": "start", "attempt": attempt + 3, "first_step": "40"})
+    refuse_standstill(run, 40)
+    assert not has_saved(run)
+
+
 @pytest.mark.parametrize(
     ("cause", "counts"), [("killed", True), ("failed", True), ("SIGUSR2", False), ("node failure", False)]
 )
@@ -245,3 +254,67 @@ def test_skipped_rows_are_counted_and_nothing_but_skipped_rows_is_an_error(tmp_p
     events = [line["skipped"] for line in journal(tmp_path, "some") if line["kind"] == "bad_rows"]
     assert sum(events) == 2 * 3
     assert "an epoch's, were all left out as bad" in message
+
+
+class Pictures(nn.Module):
+    """Notes the layout of what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.layouts: set[bool] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.layouts.add(images.is_contiguous(memory_format=torch.channels_last))
+        result: Tensor = self.head(self.convolution(images).amax(dim=(2, 3)))
+        return result
+
+
+def train_pictures(
+    folder: str, channels_last: bool, steps: tuple[int, ...]
+) -> tuple[Tensor, set[bool], bool]:
+    torch.manual_seed(1)
+    data = TensorDataset(torch.rand(24, 3, 8, 8), torch.randint(0, 3, (24,)))
+    for last in steps:
+        model = Pictures()
+        settings = {"train.channels_last": channels_last}
+        trainer(
+            folder, f"run{channels_last}{len(steps)}", settings, model=model, train=data, val=data, steps=last
+        ).fit()
+    weight = model.convolution.weight
+    return weight.detach().clone(), model.layouts, weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.timeout(120)
+def test_channels_last_is_a_layout_and_no_other_training(tmp_path: Path) -> None:
+    for (usual, plain, _), (weight, layouts, of_weight), (resumed, _, _) in zip(
+        run_ranks(2, train_pictures, str(tmp_path), False, (8,)),
+        run_ranks(2, train_pictures, str(tmp_path), True, (8,)),
+        run_ranks(2, train_pictures, str(tmp_path), True, (3, 8)),
+        strict=True,
+    ):
+        assert plain == {False} and layouts == {True} and of_weight
+        assert weight == pytest.approx(usual, abs=1e-5)
+        assert torch.equal(weight, resumed)
+
+
+def train_lbfgs_channels_last(folder: str) -> None:
+    model = nn.Sequential(nn.Conv3d(1, 2, 2), nn.Flatten(), nn.Linear(2, 3))
+    data = TensorDataset(torch.rand(8, 1, 2, 2, 2), torch.randint(0, 3, (8,)))
+    settings = {"train.channels_last": True}
+    trainer(
+        folder, "run", settings, model=model, train=data, steps=2
+    ).fit()  # nothing to lay out, and no error
+    trainer(
+        folder,
+        "other",
+        settings,
+        model=net(),
+        optimizer=lambda module: torch.optim.LBFGS(module.parameters()),
+    ).fit()
+
+
+def test_channels_last_is_refused_where_it_cannot_work(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"train\.channels_last: LBFGS takes gradients apart"):
+        run_ranks(1, train_lbfgs_channels_last, str(tmp_path))
