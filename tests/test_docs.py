@@ -111,8 +111,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def like(line: str) -> str:
-    """The line without what differs from time to time."""
-    return NUMBER.sub("0", " ".join(re.sub(r"[│┌┐└┘─┬┴]+", " ", line).split()))
+    """The line without what differs from time to time: frames, numbers, and the plural that a number brings."""
+    plain = NUMBER.sub("0", " ".join(re.sub(r"[│┌┐└┘─┬┴]+", " ", line).split()))
+    return re.sub(r"\b0 (\w+)s\b", r"0 \1", plain)
 
 
 def check_output(command: str, shown: list[str], printed: str) -> None:
@@ -130,6 +131,13 @@ def check_output(command: str, shown: list[str], printed: str) -> None:
     assert may_skip or not shown or next(left, None) is None, (
         f"{command}\nprints more than is shown:\n{printed}"
     )
+
+
+def test_a_line_is_like_itself_with_other_numbers() -> None:
+    assert like("kill-rank  passed; 1 step and 0.4 s lost") == like(
+        "kill-rank passed; 12 steps and 10 s lost"
+    )
+    assert like("kill-rank  passed; 1 step lost") != like("kill-rank  failed; 1 step lost")
 
 
 @pytest.mark.examples
