@@ -55,6 +55,7 @@ OWNERS = {
         "cli/planning.py",
     },
     "psutil": {"tracking/system_metrics.py"},
+    "xxhash": {"training/digests.py"},
 }
 READ_THE_ENVIRONMENT = {
     "config/imports.py",  # where the copy of the code is that a job runs

@@ -1,11 +1,12 @@
-"""64-bit digests of tensors and of nested values, in torch operations on the tensor's own device.
+"""64-bit digests of tensors and of nested values.
 
-A tensor's memory is taken as 64-bit words. Within a block each word's upper half is folded into its lower one,
-lest the highest bits of two words cancel out; it is multiplied, modulo 2**64, by an odd weight of its position,
-and the results are added up. The blocks' sums are mixed with their numbers and added up likewise. Each step is a
-bijection of one word, so whatever changes within a single one, a bit say, is always seen. For two tensors that
+A tensor's memory is taken as blocks of 64-bit words, and the blocks' sums are mixed with their numbers and added up.
+In CPU memory a block's sum is its XXH3, which reads as fast as a copy does. Elsewhere it is made on the device, in
+torch's operations: each word's upper half is folded into its lower one, lest the highest bits of two words cancel
+out; it is multiplied, modulo 2**64, by an odd weight of its position, and the results are added up. Each of these
+is a bijection of one word, so whatever changes within a single one, a bit say, is always seen. For two tensors that
 differ in more places, by swapped elements or turned signs, the chance of one digest is below 2**-30, and for
-unrelated values 2**-64. Small tensors in CPU memory go through a hash of their bytes.
+unrelated values, as for any with XXH3, 2**-64. Small tensors in CPU memory go through a hash of their bytes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from xxhash import xxh3_64_intdigest
 
-_BLOCK_WORDS = {"cpu": 2**16}  # its products stay in the cache
+_BLOCK_WORDS = {"cpu": 2**16}
 _BLOCK_WORDS_ELSEWHERE = 2**18  # fewer launches
 _SMALL_BYTES = 4096  # a call of the hash costs less than ten of torch's
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -60,11 +62,17 @@ def describe(tensor: Tensor) -> str:
 
 def of_blocks(tensor: Tensor) -> Tensor:
     """The sums of its blocks, to find where two tensors of one type and shape differ."""
-    words = _words(tensor)
-    size = block_words(tensor)
+    words, size = _words(tensor), block_words(tensor)
+    if words.device.type != "cpu":
+        return weighted_sums(words, size)
+    memory = words.numpy().data
+    hashes = [xxh3_64_intdigest(memory[first : first + size]) for first in range(0, len(memory), size)]
+    return torch.from_numpy(np.array(hashes, dtype=np.uint64).view(np.int64))
+
+
+def weighted_sums(words: Tensor, size: int) -> Tensor:
+    """Of each block of so many words, in torch's operations."""
     weights = _weights(size, words.device)
-    if words.device.type == "cpu":
-        return _of_blocks_here(words, weights)
     room = torch.empty_like(words[:size])  # one for all blocks: fresh memory costs more than the work
     sums = []
     for first in range(0, len(words), size):
@@ -73,19 +81,6 @@ def of_blocks(tensor: Tensor) -> Tensor:
         folded.bitwise_and_(2**32 - 1).bitwise_xor_(part)  # the shift alone repeats the sign
         sums.append(folded.mul_(weights[: len(part)]).sum())
     return torch.stack(sums) if sums else words
-
-
-def _of_blocks_here(words: Tensor, weights: Tensor) -> Tensor:
-    """The same with NumPy, which needs two passes for torch's five."""
-    unsigned, factors = words.numpy().view(np.uint64), weights.numpy().view(np.uint64)
-    room = np.empty_like(unsigned[: len(factors)])
-    sums = np.empty(-(-len(unsigned) // len(factors)), dtype=np.uint64)
-    for number in range(len(sums)):
-        part = unsigned[number * len(factors) : (number + 1) * len(factors)]
-        folded = np.right_shift(part, np.uint64(32), out=room[: len(part)])
-        np.bitwise_xor(folded, part, out=folded)
-        sums[number] = np.dot(folded, factors[: len(part)])
-    return torch.from_numpy(sums.view(np.int64))
 
 
 def block_words(tensor: Tensor) -> int:

@@ -51,6 +51,24 @@ def test_two_turned_signs_are_seen() -> None:
         assert digest(tensor) != digest(turned)
 
 
+def test_the_sums_made_on_a_device_see_any_bit_any_swap_and_turned_signs() -> None:
+    chance = random.Random(10)
+    words = torch.randint(-(2**63), 2**63 - 1, (5000,))
+
+    def is_seen(changed: Tensor) -> bool:
+        return not torch.equal(digests.weighted_sums(words, 1024), digests.weighted_sums(changed, 1024))
+
+    for _ in range(1000):
+        one, other = chance.sample(range(len(words)), 2)
+        bit, swapped, turned = words.clone(), words.clone(), words.clone()
+        bit[one] ^= 1 << chance.randrange(63)
+        swapped[one], swapped[other] = words[other], words[one]
+        turned[[one, other]] ^= -(2**63)
+        assert is_seen(bit), one
+        assert is_seen(swapped), (one, other)
+        assert is_seen(turned), (one, other)
+
+
 def test_swapped_blocks_and_rows_are_seen() -> None:
     words = 2 * digests.block_words(torch.zeros(1))  # of two elements
     tensor = torch.randn(4, words)
