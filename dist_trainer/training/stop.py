@@ -16,8 +16,11 @@ from dist_trainer.adapters.distributed import Group, PendingGather
 from dist_trainer.adapters.place import Place
 from dist_trainer.errors import STOPPED
 
-EXCHANGE_S = 0.25  # how often ranks exchange their few integers, in seconds of training
+EXCHANGE_S = 0.25  # how often two ranks exchange their few integers, in seconds of training
 SLOW_STEP_S = 0.5  # steps this long are worth a wait of milliseconds each, to stop before the next one
+SLOW_STEP_S_A_RANK = (
+    0.015  # fifty times what an exchange takes for each of many ranks, which pass all rows on in turn
+)
 MAX_STRIDE = 100
 ONE_REQUEST_S = 1.0  # signals this close together are one request: a terminal's INT and a launcher's TERM
 
@@ -116,6 +119,7 @@ class Agreement:
     so each rank waits at a step of which all know the number. The steps between two exchanges follow from the
     step times that all ranks have seen, so every rank computes the same number. Slow steps, to which a wait is
     nothing, begin with an exchange of their own instead, so that one that was asked to stop is the last.
+    An exchange costs each rank in proportion to their number, and so many times less often do they make one.
     """
 
     def __init__(self, group: Group, asked: Callable[[], Stop], *, first_step: int) -> None:
@@ -126,12 +130,14 @@ class Agreement:
         self._rows = self._bad_rows = 0
         self._step_us = 0
         self._slowest_s = math.inf  # until the first was measured
+        self.every_s = EXCHANGE_S * max(1.0, group.world_size / 2)
+        self._slow_s = max(SLOW_STEP_S, SLOW_STEP_S_A_RANK * group.world_size)
         self.measure_from(first_step)
 
     @property
     def is_slow(self) -> bool:
         """Whether each step begins with an exchange; the same on every rank."""
-        return self._slowest_s >= SLOW_STEP_S
+        return self._slowest_s >= self._slow_s
 
     def before_step(self, step: int, *, save: bool) -> Agreed | None:
         """Called with the next step's data, or without for an interruption. Collective in its effect."""
@@ -151,7 +157,7 @@ class Agreement:
         if self.is_slow or step < self._next:
             return None
         agreed = self._finish()
-        self._next = step + min(MAX_STRIDE, max(1, int(EXCHANGE_S / max(self._slowest_s, 1e-6))))
+        self._next = step + min(MAX_STRIDE, max(1, int(self.every_s / max(self._slowest_s, 1e-6))))
         # a save that is agreed now has not begun yet, so rank 0's clock still asks for it
         self._start(step, save and not (agreed and agreed.save))
         return agreed
