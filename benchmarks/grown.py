@@ -44,8 +44,8 @@ class Meter(Hook):
         self._note("journal, an event", cpu_s(lambda: attempt.journal.event("measured", step=step), CALLS))
         self._note("heartbeat", cpu_s(lambda: attempt.heartbeat.beat(step, "hooks"), CALLS))
         agreement = Agreement(attempt.group, lambda: Stop.NONE, first_step=step)
-        a_second = cpu_s(lambda: agreement.now(step), EXCHANGES) / agreement.every_s
-        self._note("stop agreement, a second of training", a_second)
+        exchange_s = cpu_s(lambda: agreement.now(step), EXCHANGES)
+        self._note("stop agreement, an exchange a second of its interval", exchange_s / agreement.every_s)
         self._note("checkpoint", cpu_s(lambda: _save(trainer, step), 1))
         attempt.group.barrier()  # the next steps do not begin while another rank still measures
         for name, value in memory_bytes().items():

@@ -16,11 +16,12 @@ from dist_trainer.adapters.distributed import Group, PendingGather
 from dist_trainer.adapters.place import Place
 from dist_trainer.errors import STOPPED
 
-EXCHANGE_S = 0.25  # how often two ranks exchange their few integers, in seconds of training
-SLOW_STEP_S = 0.5  # steps this long are worth a wait of milliseconds each, to stop before the next one
-SLOW_STEP_S_A_RANK = (
-    0.015  # fifty times what an exchange takes for each of many ranks, which pass all rows on in turn
-)
+# An exchange of a few integers takes 0.3 ms for each of many ranks, which pass all rows on in turn.
+EXCHANGE_S_A_RANK = 0.125  # how often, in seconds of training,
+EXCHANGE_S = (0.25, 10.0)  # but no more often, and no more rarely
+SLOW_STEP_S_A_RANK = 0.015  # steps this long are worth a wait for one each, to stop before the next one,
+SLOW_STEP_S = (0.5, 3.0)  # but none that are shorter, and all that are longer
+LOOK_S = 0.25  # how often a rank that may break something off looks for others' word
 MAX_STRIDE = 100
 ONE_REQUEST_S = 1.0  # signals this close together are one request: a terminal's INT and a launcher's TERM
 
@@ -107,7 +108,7 @@ class Interruption:
             self._is_known = True
             self._group.tell("stop")
         elif now >= self._look_at:
-            self._look_at = now + EXCHANGE_S
+            self._look_at = now + LOOK_S
             self._is_known = self._group.is_told("stop")
         return self._is_known
 
@@ -119,7 +120,8 @@ class Agreement:
     so each rank waits at a step of which all know the number. The steps between two exchanges follow from the
     step times that all ranks have seen, so every rank computes the same number. Slow steps, to which a wait is
     nothing, begin with an exchange of their own instead, so that one that was asked to stop is the last.
-    An exchange costs each rank in proportion to their number, and so many times less often do they make one.
+    What an exchange costs each rank grows with their number, so many ranks make one less often. A step that
+    was slow, of which the gradients tell all ranks, ends with one at once, lest the old pace be trusted.
     """
 
     def __init__(self, group: Group, asked: Callable[[], Stop], *, first_step: int) -> None:
@@ -130,8 +132,8 @@ class Agreement:
         self._rows = self._bad_rows = 0
         self._step_us = 0
         self._slowest_s = math.inf  # until the first was measured
-        self.every_s = EXCHANGE_S * max(1.0, group.world_size / 2)
-        self._slow_s = max(SLOW_STEP_S, SLOW_STEP_S_A_RANK * group.world_size)
+        self.every_s = _within(EXCHANGE_S, EXCHANGE_S_A_RANK * group.world_size)
+        self._slow_s = _within(SLOW_STEP_S, SLOW_STEP_S_A_RANK * group.world_size)
         self.measure_from(first_step)
 
     @property
@@ -144,15 +146,23 @@ class Agreement:
         return self.now(step, save=save) if self.is_slow else None
 
     def after_step(
-        self, step: int, *, save: bool, rows: int, bad_rows: int, at_once: bool = False
+        self,
+        step: int,
+        *,
+        save: bool,
+        rows: int,
+        bad_rows: int,
+        at_once: bool = False,
+        longest_work_s: float = 0.0,
     ) -> Agreed | None:
         """Called with this rank's rows; None where no exchange is due. Collective in its effect.
 
-        `at_once`: all ranks know that one of them was asked to stop, but not for what.
+        `at_once`: all ranks know that one of them was asked to stop, but not for what. `longest_work_s`: what
+        the slowest rank's step took, this one or the one before, as all ranks know it.
         """
         self._rows += rows
         self._bad_rows += bad_rows
-        if at_once:
+        if at_once or (longest_work_s >= self._slow_s and not self.is_slow):
             return self.now(step, save=save)
         if self.is_slow or step < self._next:
             return None
@@ -198,3 +208,7 @@ class Agreement:
         median_s, slowest_s = statistics.median(times) / 1e6, max(times) / 1e6
         self._slowest_s = slowest_s or self._slowest_s
         return Agreed(Stop(max(stops)), any(saves), sum(rows), sum(bad), median_s, slowest_s)
+
+
+def _within(bounds: tuple[float, float], wanted: float) -> float:
+    return min(max(bounds[0], wanted), bounds[1])

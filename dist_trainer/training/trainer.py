@@ -185,6 +185,7 @@ class Trainer:
                     rows=sum(batch.rows for batch in micro_batches),
                     bad_rows=sum(len(batch.bad) for batch in micro_batches),
                     at_once=result.asked,
+                    longest_work_s=max(result.work_s, default=self.recorder.work()[0]),
                 )
                 asked = self._hear(agreed)
                 if not self.stop:

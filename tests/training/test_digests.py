@@ -61,7 +61,8 @@ def test_the_sums_made_on_a_device_see_any_bit_any_swap_and_turned_signs() -> No
     for _ in range(1000):
         one, other = chance.sample(range(len(words)), 2)
         bit, swapped, turned = words.clone(), words.clone(), words.clone()
-        bit[one] ^= 1 << chance.randrange(63)
+        place = chance.randrange(64)
+        bit[one] ^= 1 << place if place < 63 else -(2**63)
         swapped[one], swapped[other] = words[other], words[one]
         turned[[one, other]] ^= -(2**63)
         assert is_seen(bit), one

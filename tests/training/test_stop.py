@@ -141,7 +141,7 @@ class Alike:
 
 @pytest.mark.parametrize(
     ("ranks", "step_s", "exchanges"),
-    [(2, 0.05, 20), (8, 0.05, 5), (1024, 0.05, 1), (2, 1.0, 100), (1024, 1.0, 1), (1024, 20.0, 100)],
+    [(2, 0.05, 20), (8, 0.05, 5), (1024, 0.05, 1), (2, 1.0, 100), (1024, 1.0, 10), (1024, 4.0, 100)],
 )
 def test_many_ranks_exchange_less_often_since_each_pays_for_all(
     ranks: int, step_s: float, exchanges: int, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +157,30 @@ def test_many_ranks_exchange_less_often_since_each_pays_for_all(
         clock.now += step_s
         agreement.after_step(step + 1, save=False, rows=1, bad_rows=0)
     assert group.exchanges == pytest.approx(exchanges, abs=1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 1024])
+def test_a_pace_that_has_slowed_down_is_known_to_all_after_two_steps(
+    ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("dist_trainer.training.stop.time.perf_counter", lambda: clock.now)
+    agreement = Agreement(cast(Group, Alike(ranks)), lambda: Stop.NONE, first_step=0)
+
+    def train(step: int, step_s: float) -> None:
+        agreement.before_step(step, save=False)
+        clock.now += step_s
+        agreement.after_step(step + 1, save=False, rows=1, bad_rows=0, longest_work_s=step_s)
+
+    for step in range(250):
+        train(step, 0.002)
+    assert not agreement.is_slow
+    train(250, 60.0)
+    train(251, 60.0)
+    assert agreement.is_slow
+    for step in range(252, 256):
+        train(step, 0.002)
+    assert not agreement.is_slow
 
 
 class SignalAt(Watch):
