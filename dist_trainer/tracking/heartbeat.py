@@ -10,7 +10,7 @@ One line of JSON, padded with spaces to a fixed length and overwritten in place,
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,8 +93,10 @@ class Heartbeat:
         """Say that `step` steps are done and what is done now; `phase` is one of PHASES."""
         self._step, self._phase = step, phase
         line = self._line % (step, phase.encode(), time.time())
-        with suppress(OSError):  # a full disk is no reason to stop training
+        try:  # noqa: SIM105 (suppress takes a fifth of all that a beat does)
             os.pwrite(self._file, line.ljust(_LENGTH - 1) + b"\n", 0)
+        except OSError:
+            pass  # a full disk is no reason to stop training
 
     def says(self, step: int, phase: str) -> bool:
         """Whether that is what it said last."""
