@@ -165,7 +165,8 @@ class Cluster:
     @contextlib.contextmanager
     def urgent_job(self) -> Iterator[str]:
         """A job of the upper partition that wants both nodes, until the block ends: it preempts every other."""
-        job = self.submit("sleep 600", "--partition=urgent", "--exclusive", "--nodes=2")
+        # one process: a cancel that comes while the shell forks ends the shell alone, and what was forked stays
+        job = self.submit("exec sleep 600", "--partition=urgent", "--exclusive", "--nodes=2")
         try:
             yield job
         finally:
