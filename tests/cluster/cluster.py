@@ -165,8 +165,8 @@ class Cluster:
     @contextlib.contextmanager
     def urgent_job(self) -> Iterator[str]:
         """A job of the upper partition that wants both nodes, until the block ends: it preempts every other."""
-        # one process: a cancel that comes while the shell forks ends the shell alone, and what was forked stays
-        job = self.submit("exec sleep 600", "--partition=urgent", "--exclusive", "--nodes=2")
+        # one process: where a cancel comes while the shell forks, what was forked may stay
+        job = self.submit("echo there; exec sleep 600", "--partition=urgent", "--exclusive", "--nodes=2")
         try:
             yield job
         finally:
@@ -175,8 +175,9 @@ class Cluster:
     def preempt(self, job: str, *, timeout_s: float = 120) -> None:
         """Preempt a running job and return when it is back in the queue, and the nodes are free again."""
         restarts = int(self.show(job)["Restarts"]) + 1
-        with self.urgent_job():
+        with self.urgent_job() as urgent:
             self.wait_for_requeue(job, restarts=restarts, timeout_s=timeout_s)
+            self.wait_for_output(urgent, "there")  # cancelled while it starts, it may start all the same
 
     @contextlib.contextmanager
     def node_down(self, node: str) -> Iterator[None]:
