@@ -169,15 +169,15 @@ class Cluster:
         job = self.submit("echo there; exec sleep 600", "--partition=urgent", "--exclusive", "--nodes=2")
         try:
             yield job
+            self.wait_for_output(job, "there")  # cancelled while it starts, it may start all the same
         finally:
             self.cancel(job)
 
     def preempt(self, job: str, *, timeout_s: float = 120) -> None:
         """Preempt a running job and return when it is back in the queue, and the nodes are free again."""
         restarts = int(self.show(job)["Restarts"]) + 1
-        with self.urgent_job() as urgent:
+        with self.urgent_job():
             self.wait_for_requeue(job, restarts=restarts, timeout_s=timeout_s)
-            self.wait_for_output(urgent, "there")  # cancelled while it starts, it may start all the same
 
     @contextlib.contextmanager
     def node_down(self, node: str) -> Iterator[None]:
