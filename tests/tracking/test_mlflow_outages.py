@@ -46,13 +46,15 @@ def test_a_second_process_on_one_run_leaves_at_once(run: RunFolder) -> None:
     assert (problem, sent) == ("another process is carrying this run and goes on by itself", 0)
 
 
+def follow_as_usual(run: RunFolder, end: RunEnd) -> None:
+    follow(run, end, connect=_connect, sample_every_s=1.0)
+
+
 def test_a_process_waits_for_one_of_a_killed_attempt_that_still_drains(tmp_path: Path) -> None:
     run = make_run(tmp_path, "sqlite:///mlflow.db")
     run.write_status(Status("running"))
     end = RunEnd(run, parent=os.getppid(), stale_s=None)
-    process = threading.Thread(
-        target=follow, args=(run, end), kwargs={"connect": _connect, "sample_every_s": 1.0}
-    )
+    process = threading.Thread(target=follow_as_usual, args=(run, end))
     with hold(run.path / "mlflow-sync.lock", held=lambda owner: AssertionError()):
         process.start()
         train(run, 0, 5)
@@ -68,9 +70,7 @@ def test_a_short_attempt_s_process_waits_for_it_too_after_its_own_end(tmp_path: 
     run = make_run(tmp_path, "sqlite:///mlflow.db")
     run.write_status(Status("running"))
     end = RunEnd(run, parent=os.getppid(), stale_s=None)
-    process = threading.Thread(
-        target=follow, args=(run, end), kwargs={"connect": _connect, "sample_every_s": 1.0}
-    )
+    process = threading.Thread(target=follow_as_usual, args=(run, end))
     with hold(run.path / "mlflow-sync.lock", held=lambda owner: AssertionError()):
         process.start()
         train(run, 0, 5)
