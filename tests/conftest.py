@@ -94,7 +94,7 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     try:
         for one in started:
             assert one.process.poll() is not None, "the command itself is still there"
-            wait_for(lambda one=one: not one.others(), timeout_s=2, what=f"left behind: {one.others()}")
+            wait_for(lambda one=one: not one.others(), timeout_s=20, what=f"left behind: {one.others()}")
     finally:
         for one in started:
             one.end()

@@ -37,7 +37,7 @@ def training(tmp_path: Path) -> Iterator[type[Training]]:
         for command in one.commands:
             try:
                 left = command.others()
-                wait_for(lambda command=command: not command.others(), timeout_s=2, what=f"left: {left}")
+                wait_for(lambda command=command: not command.others(), timeout_s=20, what=f"left: {left}")
             finally:
                 command.end()
 
@@ -77,7 +77,7 @@ def test_the_killed_command_leaves_no_process_and_the_next_one_goes_on_in_the_sa
     command.send(signal.SIGKILL)
     command.finish()
     # the process that carries metrics to MLflow may take some seconds more to send what there is
-    wait_for(lambda: all("mlflow_sync" in line for line in command.others().values()), timeout_s=2)
+    wait_for(lambda: all("mlflow_sync" in line for line in command.others().values()))
     one.finish()
     assert one.digest() == untouched
     with sqlite3.connect(tmp_path / "mlflow.db") as database:

@@ -69,7 +69,7 @@ def wanted(tmp_path: Path) -> Iterator[Callable[..., Wanted]]:
     yield make
     for command in (command for one in made for command in one.commands):
         try:
-            wait_for(lambda command=command: not command.others(), timeout_s=5)
+            wait_for(lambda command=command: not command.others(), timeout_s=20)
         finally:
             command.end()
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -145,13 +144,11 @@ def test_a_change_that_never_ends_is_waited_for_only_so_long(
     def held(owner: Owner | None) -> Exception:
         return BlockingIOError(owner)
 
-    began = time.monotonic()
     with (
         file_lock._alone(path, held),
         pytest.raises(BlockingIOError),
         hold(path, held=held, patience_s=0.1),
     ):
         pass
-    assert time.monotonic() - began < 5
     with hold(path, held=held):
         assert json.loads(path.read_text())["pid"] == os.getpid()

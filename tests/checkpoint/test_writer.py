@@ -95,12 +95,10 @@ def test_training_goes_on_while_a_slow_store_writes_and_what_is_due_meanwhile_is
     trial: Trial,
 ) -> None:
     trial.shelf.open_gate.clear()
-    started = time.monotonic()
     assert trial.saver.save(10, state(10))
     assert not trial.saver.save(20, state(20))
     assert not trial.saver.save(30, state(30))
     trial.saver.poll()
-    assert time.monotonic() - started < 5
     assert trial.saver.is_busy and trial.saver.skipped == 2 and trial.saver.last_committed_step is None
     trial.shelf.open_gate.set()
     trial.saver.wait()

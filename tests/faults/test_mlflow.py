@@ -75,7 +75,7 @@ def tracked(tmp_path: Path) -> Iterator[Callable[..., Tracked]]:
     for command in (command for one in made for command in one.commands):
         try:
             wait_for(
-                lambda command=command: not command.others(), timeout_s=5, what=f"left: {command.others()}"
+                lambda command=command: not command.others(), timeout_s=20, what=f"left: {command.others()}"
             )
         finally:
             command.end()

@@ -65,16 +65,16 @@ def test_a_signal_before_the_workers_listen_is_not_lost(launch: Launch, run: Run
 
 
 def test_a_second_interrupt_leaves_at_once(launch: Launch, run: RunFolder) -> None:
-    command = started(launch, run, "deaf")
+    command = started(launch, run, "deaf", "timeout_s=600")
     command.send_to_group(signal.SIGINT)
     time.sleep(0.3)
     command.send_to_group(signal.SIGINT)  # sooner than a second: the same request
     time.sleep(0.8)
     assert command.process.poll() is None
-    command.send_to_group(signal.SIGINT)
-    begin = time.monotonic()
+    while command.process.poll() is None:  # until it has been a second since the first was heard
+        command.send_to_group(signal.SIGINT)
+        time.sleep(1.1)
     assert command.finish() == 75
-    assert time.monotonic() - begin < 3
     assert run.read_status().state == "stopped"
     assert run.attempts()[-1]["cause"] == "stopped"
     assert run.read_status().step is None, "nothing was saved"
@@ -93,21 +93,21 @@ def test_leaving_at_once_says_which_step_is_saved_and_not_which_was_worked_on(
 def test_workers_without_a_sign_of_life_after_a_request_are_killed(launch: Launch, run: RunFolder) -> None:
     command = started(launch, run, "deaf", "timeout_s=1")
     command.send(signal.SIGTERM)
-    assert command.finish(10) == 75
+    assert command.finish() == 75
 
 
 def test_killing_the_agent_leaves_no_process(launch: Launch, run: RunFolder) -> None:
     command = started(launch, run, "deaf")
     assert len(command.others()) == 4  # forkserver, resource tracker, two workers
     command.send(signal.SIGKILL)
-    wait_for(lambda: not command.others(), timeout_s=2, what="processes left")
+    wait_for(lambda: not command.others(), what="processes left")
     command.finish()
 
 
 def test_killing_the_process_group_leaves_no_process(launch: Launch, run: RunFolder) -> None:
     command = started(launch, run, "until_stopped")
     command.send_to_group(signal.SIGKILL)
-    wait_for(lambda: not command.others(), timeout_s=2, what="processes left")
+    wait_for(lambda: not command.others(), what="processes left")
     command.finish()
 
 
@@ -115,7 +115,7 @@ def test_killing_the_agent_while_it_starts_leaves_no_process(launch: Launch, run
     command = launch("until_stopped", 2)
     wait_for(lambda: command.others())
     command.send(signal.SIGKILL)
-    wait_for(lambda: not command.others(), timeout_s=2, what="processes left")
+    wait_for(lambda: not command.others(), what="processes left")
     command.finish()
 
 
@@ -127,7 +127,7 @@ def test_killing_the_forkserver_ends_its_workers_and_they_are_restarted(
     has_one_thread_and_ignores_signals(command.forkserver())
     os.kill(command.forkserver(), signal.SIGKILL)
     # not in /proc: what nobody has waited for yet is still there
-    wait_for(lambda: not command.others().keys() & set(workers), timeout_s=2, what="the end of the workers")
+    wait_for(lambda: not command.others().keys() & set(workers), what="the end of the workers")
     wait_for(lambda: (run.path / "pid-2-1").exists())
     command.send(signal.SIGTERM)
     assert command.finish() == 75

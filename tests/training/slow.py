@@ -43,9 +43,10 @@ class SlowAccuracy(Accuracy):
 
     def __init__(self, folder: Path = Path()) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self.measured = folder, 0
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
+        self.measured += 1
         wait_if_slow("evaluation", self.folder)
         return super().measure(output, target)
 

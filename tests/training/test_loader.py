@@ -428,7 +428,7 @@ def test_stuck_workers_die_with_their_parent(tmp_path: Path, end: str) -> None:
         wait_until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

@@ -208,6 +208,9 @@ def train_measured(folder: str, seconds: float | None) -> tuple[Result, float, l
         hooks=[watch],
     )
     result = fit.fit()
+    assert not seconds or time.time() < float(os.environ["DIST_TRAINER_JOB_END"]), (
+        "the job's end comes after its own"
+    )
     rate = fit.parts.train_step.optimizers["main"].param_groups[0]["lr"]
     store = Path(folder) / "run" / "checkpoints"
     saved = sorted({path.parent.name[:14] for path in store.glob("*/COMMIT.json")})
@@ -250,10 +253,8 @@ def test_an_evaluation_that_no_job_has_time_for_ends_with_an_error_that_says_so(
     attempts = 0
     with pytest.raises(RankFailed, match="NoProgress: the evaluation of val did not end within"):
         for attempts in range(5):  # noqa: B007
-            began = time.monotonic()
             (result, *_), _ = run_ranks(2, train_measured, str(folder), MARGIN_S + 3)
             assert (result.state, result.reason, result.step) == ("stopped", "time limit", 3)
-            assert time.monotonic() - began < MARGIN_S + 3, "it is cut off before the job's end"
     assert attempts <= 3, "it is not begun again and again"
     resumed = run_ranks(2, train_measured, str(folder), 120)
     assert [each[:2] for each in resumed] == [each[:2] for each in untouched]
