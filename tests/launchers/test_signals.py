@@ -69,11 +69,9 @@ def test_a_second_interrupt_leaves_at_once(launch: Launch, run: RunFolder) -> No
     command.send_to_group(signal.SIGINT)
     time.sleep(0.3)
     command.send_to_group(signal.SIGINT)  # sooner than a second: the same request
-    time.sleep(0.8)
+    time.sleep(3)
     assert command.process.poll() is None
-    while command.process.poll() is None:  # until it has been a second since the first was heard
-        command.send_to_group(signal.SIGINT)
-        time.sleep(1.1)
+    command.send_to_group(signal.SIGINT)
     assert command.finish() == 75
     assert run.read_status().state == "stopped"
     assert run.attempts()[-1]["cause"] == "stopped"
