@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults test-slurm soak bench lint examples format reference clean
+.PHONY: help demo test test-faults test-slurm soak bench lint examples docs format reference clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1|/' | column -t -s '|' 2>/dev/null \
@@ -49,6 +49,10 @@ format: $(DEV_READY)  ## Put right what ruff can
 
 reference: $(DEV_READY)  ## Write the tables of docs/configuration.md from the schema
 	$(BIN)/python -m tests.reference
+
+docs: $(DEV_READY)  ## Set up, then build the guide into build/docs/, to be read without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/docs/index.html; with search: $(BIN)/python -m http.server --directory build/docs --bind 127.0.0.1"
 
 clean:  ## Remove .venv/ and what tools left; runs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

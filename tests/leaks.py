@@ -20,6 +20,8 @@ _KEPT_THREADS = ("fsspecIO",)  # fsspec's event loop, which it never ends
 _NOT_LOOKED_AT = (
     "PYTEST_CURRENT_TEST",
     "TORCHINDUCTOR_CACHE_DIR",  # set for good by torch's first optimizer, which imports its compiler
+    "KMP_DUPLICATE_LIB_OK",  # set for good where scikit-learn is imported first
+    "KMP_INIT_AT_FORK",
 )
 
 
