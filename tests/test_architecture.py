@@ -35,7 +35,7 @@ LAYERS = [  # a module imports from its own part and from lines below
     {"run_records"},
     {"adapters"},
     {"config"},
-    {"errors"},
+    {"errors", "spans"},
 ]
 OWNERS = {
     "fsspec": {"adapters/storage.py"},

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from dist_trainer import errors
 from dist_trainer.diagnose.evidence import Evidence, whole
-from dist_trainer.diagnose.words import one_line, ranges
+from dist_trainer.diagnose.words import one_line
 from dist_trainer.launchers.failures import Failure, first_failure, was_pulled_down
 from dist_trainer.run_folder import WorkerError
+from dist_trainer.spans import ranges
 
 _SILENT_S = 2.0
 _SHOWN_LINES = 5

@@ -1,7 +1,6 @@
 """Small turns of phrase: what a file holds on one safe line, numbers in a row, paths as they are typed."""
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -10,19 +9,6 @@ def one_line(text: str, limit: int = 300, *, keep_indent: bool = False) -> str:
     plain = "".join(letter if letter.isprintable() else " " for letter in str(text))
     plain = plain.rstrip() if keep_indent else " ".join(plain.split())
     return plain if len(plain) <= limit else f"{plain[: limit - 3]}..."
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """0, 1, 3-7."""
-    found: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if found and number == found[-1][-1] + 1:
-            found[-1].append(number)
-        else:
-            found.append([number])
-    return ", ".join(
-        f"{part[0]}-{part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in found
-    )
 
 
 def typed(path: Path | str) -> str:

@@ -6,12 +6,12 @@ slurm/<job>_<task>_log.out          what each node's agent and the job's script 
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.slurm.submissions import jobs_of
+from dist_trainer.spans import ranges
 
 AGENT = "agent"
 
@@ -60,14 +60,14 @@ def no_log(run: RunFolder, rank: int | None, attempt: int | None) -> UsageError:
     if not attempts:
         return UsageError(f"run {name} has no logs yet: it has not started")
     if attempt is not None and attempt not in attempts:
-        return UsageError(f"run {name} has no logs of attempt {attempt}; those there: {_ranges(attempts)}")
+        return UsageError(f"run {name} has no logs of attempt {attempt}; those there: {ranges(attempts)}")
     number = max(attempts) if attempt is None else attempt
     ranks = [
         int(found[1])
         for path in run.log_path(number, 0).parent.iterdir()
         if (found := re.fullmatch(r"rank-(\d+)[.]log", path.name))
     ]
-    there = f"ranks that have one: {_ranges(ranks)}" if ranks else "none has one yet"
+    there = f"ranks that have one: {ranges(ranks)}" if ranks else "none has one yet"
     return UsageError(f"run {name}, attempt {number}, has no log of rank {rank}; {there}")
 
 
@@ -96,14 +96,3 @@ def _agents(run: RunFolder, attempt: int | None) -> list[Path]:
     there = (path for path in (run.path / "slurm").glob("*_log.out") if named.fullmatch(path.name))
     written = sorted(path for path in there if path.is_file())  # a cell's are links, there before their files
     return written + own
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """1 to 3, 7."""
-    found: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if found and number == found[-1][-1] + 1:
-            found[-1].append(number)
-        else:
-            found.append([number])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in found)

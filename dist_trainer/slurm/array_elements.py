@@ -10,6 +10,7 @@ from dist_trainer.slurm.scheduler import (
     records_by_scontrol,
     records_by_squeue,
 )
+from dist_trainer.spans import spans
 
 
 def array_of(job: str) -> str:
@@ -43,10 +44,4 @@ def together(jobs: Iterable[str]) -> list[str]:
 
 def number_ranges(numbers: Iterable[int]) -> str:
     """Numbers as SLURM writes them: 0-3,7."""
-    ranges: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans(numbers))

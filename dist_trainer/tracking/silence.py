@@ -10,6 +10,7 @@ little before the process group's own time-out, which would name nobody.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dist_trainer.spans import ranges
 from dist_trainer.tracking.heartbeat import BEFORE_TRAINING, OF_A_STEP, Beat
 
 FLOOR_S = 30.0
@@ -168,21 +169,6 @@ def _group(beats: Sequence[Beat]) -> str:
 
 def _names(ranks: Sequence[int]) -> str:
     """`rank 2`, `ranks 0 and 1`, `ranks 0-6 and 9`."""
-    parts: list[str] = []
-    for first, last in _spans(sorted(ranks)):
-        parts.append(
-            str(first) if first == last else f"{first}-{last}" if last > first + 1 else f"{first}, {last}"
-        )
-    listed = ", ".join(parts)
+    listed = ranges(ranks)
     head, comma, tail = listed.rpartition(", ")
     return f"rank {listed}" if len(ranks) == 1 else f"ranks {head} and {tail}" if comma else f"ranks {listed}"
-
-
-def _spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1] = (found[-1][0], number)
-        else:
-            found.append((number, number))
-    return found

@@ -102,7 +102,7 @@ def test_the_last_attempts_rank_0_is_printed_under_its_name(slurm: FakeSlurm, ru
     ("arguments", "error"),
     [
         (["--rank", "4"], "run cnn, attempt 2, has no log of rank 4; ranks that have one: 0\n"),
-        (["--attempt", "7"], "run cnn has no logs of attempt 7; those there: 1 to 2\n"),
+        (["--attempt", "7"], "run cnn has no logs of attempt 7; those there: 1, 2\n"),
         (["--rank", "agent"], "has no log of an agent"),
         (["--rank", "-1"], "--rank must be a rank's number, or 'agent'"),
     ],
