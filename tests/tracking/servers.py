@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from dist_trainer.tracking.follower import carry_once
 from dist_trainer.tracking.heartbeat import Heartbeat
 from dist_trainer.tracking.journal import Journal
 from dist_trainer.tracking.mlflow_sync import _connect
+from tests.launchers.processes import wait_for
 
 LOSSES = [(step, 1 / (step + 1)) for step in range(100_000)]
 CONFIG = """\
@@ -60,7 +60,7 @@ class Server:
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 start_new_session=True,
             )
-        wait_until(self._is_up, 60)
+        wait_for(self._is_up)
         return self
 
     def _is_up(self) -> bool:
@@ -81,13 +81,6 @@ class Server:
     def stop(self) -> None:
         if self._process is not None:
             self.signal(signal.SIGKILL)
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def make_run(folder: Path, uri: str, *, name: str = "mine", config: str = CONFIG) -> RunFolder:

@@ -19,6 +19,7 @@ from dist_trainer.tracking.follower import carry_once, follow
 from dist_trainer.tracking.mlflow_sync import _connect, start
 from dist_trainer.tracking.run_end import RunEnd
 from dist_trainer.tracking.sync_state import SyncState
+from tests.launchers.processes import wait_for
 from tests.tracking.servers import (
     LOSSES,
     Server,
@@ -29,7 +30,6 @@ from tests.tracking.servers import (
     log,
     make_run,
     train,
-    wait_until,
 )
 from tests.tracking.slow_proxy import SlowProxy
 
@@ -60,7 +60,7 @@ def test_a_process_waits_for_one_of_a_killed_attempt_that_still_drains(tmp_path:
         train(run, 0, 5)
         time.sleep(1.5)
         assert process.is_alive()
-    wait_until(lambda: SyncState.load(run).offsets.get("rank-0.jsonl"))
+    wait_for(lambda: SyncState.load(run).offsets.get("rank-0.jsonl"))
     finish(run)
     process.join()
     assert Stored(run, f"sqlite:///{tmp_path}/mlflow.db").points("train/loss") == LOSSES[:5]
@@ -75,7 +75,7 @@ def test_a_short_attempt_s_process_waits_for_it_too_after_its_own_end(tmp_path: 
         process.start()
         train(run, 0, 5)
         finish(run)
-        wait_until(end.seen)
+        wait_for(end.seen)
         time.sleep(1.5)
         assert process.is_alive()
     process.join()
@@ -113,7 +113,7 @@ def test_when_training_is_killed_its_process_reports_that_and_goes(run: RunFolde
     run.write_status(Status("running"))
     parent = subprocess.run([sys.executable, "-c", PARENT, str(run.path)], capture_output=True, check=False)
     pid = Path(f"/proc/{int(parent.stdout)}")
-    wait_until(lambda: not pid.exists() or "Z" in (pid / "stat").read_text().split()[2])
+    wait_for(lambda: not pid.exists() or "Z" in (pid / "stat").read_text().split()[2])
     stored = Stored(run, server.uri)
     assert (stored.status, stored.points("train/loss")) == ("KILLED", LOSSES[:5])
 
@@ -145,7 +145,7 @@ def test_a_process_killed_in_mid_run_is_followed_by_one_that_goes_on(run: RunFol
     for _ in range(2):
         process, before = start(run), SyncState.load(run).offsets
         assert process is not None
-        wait_until(partial(_has_moved, run, before))
+        wait_for(partial(_has_moved, run, before))
         process.kill()
         process.wait()
     last = start(run)
@@ -167,9 +167,9 @@ def test_a_server_that_comes_late_freezes_and_is_killed_costs_no_point(
     assert process is not None
     training = threading.Thread(target=train, args=(run, 0, 1500), kwargs={"pause_s": 0.015})
     training.start()
-    wait_until(lambda: "Connection refused" in log(run))
+    wait_for(lambda: "Connection refused" in log(run))
     fragile_server.start()
-    wait_until(lambda: SyncState.load(run).offsets.get("rank-0.jsonl"))
+    wait_for(lambda: SyncState.load(run).offsets.get("rank-0.jsonl"))
     fragile_server.signal(signal.SIGSTOP)
     time.sleep(6)
     fragile_server.signal(signal.SIGCONT)
@@ -219,7 +219,7 @@ def test_a_server_that_is_frozen_at_the_end_is_left_and_loses_no_point(
     process = start(run)
     assert process is not None
     train(run, 0, 5)
-    wait_until(lambda: SyncState.load(run).artifacts.get("code.json"))
+    wait_for(lambda: SyncState.load(run).artifacts.get("code.json"))
     frozen_in_the_end.signal(signal.SIGSTOP)
     train(run, 5, 10)
     finish(run)

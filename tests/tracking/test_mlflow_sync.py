@@ -12,6 +12,7 @@ from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.mlflow_sync import start, sync
 from dist_trainer.tracking.page import page_command
 from dist_trainer.tracking.sync_state import SyncState
+from tests.launchers.processes import wait_for
 from tests.tracking.servers import (
     CONFIG,
     LOSSES,
@@ -23,7 +24,6 @@ from tests.tracking.servers import (
     log,
     make_run,
     train,
-    wait_until,
 )
 
 # MLflow's own store, opened in this process
@@ -97,7 +97,7 @@ def test_attempts_share_one_run_and_a_rewind_doubles_nothing(run: RunFolder, ser
     train(run, 25, 60, attempt=2)
     process = start(run)  # status.json still says stopped, for a moment
     assert process is not None
-    wait_until(lambda: Stored(run, server.uri).status == "RUNNING")
+    wait_for(lambda: Stored(run, server.uri).status == "RUNNING")
     run.write_status(Status("running"))
     finish(run)
     assert process.wait(40) == 0
@@ -115,7 +115,7 @@ def test_a_run_that_is_run_again_is_scheduled_until_its_next_attempt_runs(
         run.write_status(Status("running"))
         process = start(run)
         assert process is not None
-        wait_until(lambda: run.info().mlflow_run_id and Stored(run, server.uri).status == "RUNNING")
+        wait_for(lambda: run.info().mlflow_run_id and Stored(run, server.uri).status == "RUNNING")
         run.write_status(Status("stopped", cause, 20 * attempt, run_again=True))
         assert process.wait(40) == 0
         stored = Stored(run, server.uri)

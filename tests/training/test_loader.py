@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from dist_trainer.training.batch import Batch, empty_like
 from dist_trainer.training.fetch import Fetcher
 from dist_trainer.training.loader import EvalLoader, TrainLoader
 from dist_trainer.training.sampler import ResumableSampler, Rows
+from tests.launchers.processes import wait_for
 
 Pair = namedtuple("Pair", ["x", "note"])
 
@@ -420,19 +421,12 @@ def test_stuck_workers_die_with_their_parent(tmp_path: Path, end: str) -> None:
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         process.stdout.readline()
-        wait_until(lambda: len(psutil.Process(process.pid).children()) == 2)
+        wait_for(lambda: len(psutil.Process(process.pid).children()) == 2)
         workers = psutil.Process(process.pid).children()
         if "600" in end:
             process.kill()
         process.wait(timeout=20)
-        wait_until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
+        wait_for(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
 
 
 @pytest.mark.timeout(60)
