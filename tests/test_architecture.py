@@ -20,6 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a module imports from its own part and from lines below
     {"cli"},
     {"planning"},
+    {"new_project"},
     {"diagnose"},
     {"sweeps"},
     {"jobs"},
@@ -53,6 +54,7 @@ OWNERS = {
         "cli/sweep.py",
         "cli/diagnosing.py",
         "cli/planning.py",
+        "cli/starting.py",
     },
     "psutil": {"tracking/system_metrics.py"},
     "xxhash": {"training/digests.py"},
