@@ -19,13 +19,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [  # a module imports from its own part and from lines below
     {"cli"},
+    {"tuning"},
     {"planning"},
     {"new_project"},
     {"diagnose"},
     {"sweeps"},
     {"jobs"},
     {"slurm"},
-    {"launchers", "inspect_run", "pack_data"},
+    {"launchers", "inspect_run", "pack_data", "trials"},
     {"inference"},
     {"worker"},
     {"training"},
@@ -55,6 +56,7 @@ OWNERS = {
         "cli/diagnosing.py",
         "cli/planning.py",
         "cli/starting.py",
+        "cli/tuning.py",
     },
     "psutil": {"tracking/system_metrics.py"},
     "xxhash": {"training/digests.py"},
