@@ -48,6 +48,7 @@ OWNERS = {
     "typer": {
         "cli/__init__.py",
         "cli/words.py",
+        "cli/completion.py",
         "cli/training.py",
         "cli/looking.py",
         "cli/jobs.py",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_trainer.cli.completion import complete_fault, complete_run_or_config
 from dist_trainer.cli.words import (
     RUNS,
     SETTINGS,
@@ -53,12 +54,18 @@ def drill(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN|CONFIG... [KEY=VALUE...]", help="A run that is there, or what train would be given."
+            metavar="RUN|CONFIG... [KEY=VALUE...]",
+            help="A run that is there, or what train would be given.",
+            autocompletion=complete_run_or_config,
         ),
     ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="What is to go wrong; may be repeated. Default: all; see --list."),
+        typer.Option(
+            metavar="NAME",
+            help="What is to go wrong; may be repeated. Default: all; see --list.",
+            autocompletion=complete_fault,
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps to train each time; default: 12.")

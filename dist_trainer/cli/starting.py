@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dist_trainer.cli.completion import complete_example
 from dist_trainer.cli.words import SETTINGS, Json, print_json
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ def init(
     ] = None,
     example: Annotated[
         str | None,
-        typer.Option(_EXAMPLE, metavar="NAME", help="Start from this example; without a name: list them."),
+        typer.Option(
+            _EXAMPLE,
+            metavar="NAME",
+            help="Start from this example; without a name: list them.",
+            autocompletion=complete_example,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

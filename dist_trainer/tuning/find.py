@@ -50,7 +50,7 @@ class Found:
                 else "a higher --max, more --steps or a larger data.global_batch_size may show more"
             )
             notes.append(
-                f"the loss never fell clearly below {curve.start:.4g}, where it began, so no rate is suggested: {remedy}"
+                f"the loss never fell clearly below {curve.start:.4g}, where it began: no rate is suggested; {remedy}"
             )
         elif not self.diverged and curve.lowest >= 0.95 * (len(curve.losses) - 1):
             notes.append(

@@ -19,7 +19,7 @@ _AT_REST = 0.1  # of the steps: the rate is so low there that only the samples m
 _FEWEST_AT_REST = 5
 _MEMORY = 0.7  # of the running mean that is watched while the test runs
 _SMOOTHED_OVER = 0.2  # powers of ten of the rate
-_CLEAR = 2.0  # standard errors
+_CLEAR = 4.0  # standard errors: the lowest of many means lies two below them all by chance
 
 
 @dataclass(frozen=True)

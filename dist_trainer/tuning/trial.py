@@ -76,7 +76,7 @@ def with_rate(loaded: Loaded, rate: float) -> dict[str, Any]:
         key = f"optimizer.groups.{own[0]}.lr"
         raise loaded.error([(key, "is given and optimizer.lr is not: give both, and their ratio is kept")])
     for index in own:
-        groups[index] = {**groups[index], "lr": rate * groups[index]["lr"] / before}
+        groups[index] = {**groups[index], "lr": float(f"{rate * groups[index]['lr'] / before:.6g}")}
     rest = {key: value for key, value in section.items() if key not in ("target", "lr")}
     return {"target": section["target"], "lr": rate, **rest, **({"groups": groups} if groups else {})}
 
