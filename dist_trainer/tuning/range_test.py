@@ -9,7 +9,8 @@ point itself the rate is already too high to train with for long.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from itertools import pairwise
+from statistics import fmean, median
 
 from dist_trainer.errors import UsageError
 
@@ -19,7 +20,10 @@ _AT_REST = 0.1  # of the steps: the rate is so low there that only the samples m
 _FEWEST_AT_REST = 5
 _MEMORY = 0.7  # of the running mean that is watched while the test runs
 _SMOOTHED_OVER = 0.2  # powers of ten of the rate
-_CLEAR = 4.0  # standard errors: the lowest of many means lies two below them all by chance
+_CLEAR = 3.5  # standard errors: the lowest of many means lies two or three below by chance
+_OF_DIFFERENCES = (
+    0.954  # the median size of the difference of two normal values, in their standard deviations
+)
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,15 @@ def curve_of(tried: Rates, losses: Sequence[float]) -> Curve:
     smoothed = smooth(finite, width)
     rest = finite[: tried.at_rest]
     start, lowest = fmean(rest), min(range(len(finite)), key=smoothed.__getitem__)
-    error = stdev(rest) / math.sqrt(2 * math.sqrt(math.pi) * width)  # of a mean with the kernel's weights
+    kernel_values = 2 * math.sqrt(math.pi) * width  # as many as a mean with its weights is worth
+    error = _noise(finite[: max(lowest, len(rest))]) * math.sqrt(1 / len(rest) + 1 / kernel_values)
     fell = lowest >= tried.at_rest and start - smoothed[lowest] > _CLEAR * error
     return Curve(rates, finite, smoothed, start, lowest if fell else None)
+
+
+def _noise(losses: Sequence[float]) -> float:
+    """The standard deviation by which a loss differs from step to step, whatever its course."""
+    return median(abs(later - earlier) for earlier, later in pairwise(losses)) / _OF_DIFFERENCES
 
 
 def smooth(values: Sequence[float], width: float) -> list[float]:
