@@ -20,7 +20,7 @@ _AT_REST = 0.1  # of the steps: the rate is so low there that only the samples m
 _FEWEST_AT_REST = 5
 _MEMORY = 0.7  # of the running mean that is watched while the test runs
 _SMOOTHED_OVER = 0.2  # powers of ten of the rate
-_CLEAR = 3.5  # standard errors: the lowest of many means lies two or three below by chance
+_CLEAR = 4.0  # standard errors: the lowest of many means lies two or three below by chance
 _OF_DIFFERENCES = (
     0.954  # the median size of the difference of two normal values, in their standard deviations
 )

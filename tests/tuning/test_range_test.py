@@ -14,7 +14,7 @@ from dist_trainer.tuning.range_test import Divergence, Rates, curve_of, smooth
 from dist_trainer.tuning.trial import with_rate
 
 TRIED = Rates(1e-6, 10.0, 100)
-SEED = random.Random(3)
+SEED = random.Random(7)
 NOISE = [SEED.gauss(0, 0.02) for _ in range(101)]
 
 
