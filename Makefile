@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults test-slurm soak bench lint examples docs format reference clean
+.PHONY: help demo test test-faults test-slurm test-wheel soak bench lint examples docs format reference clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1|/' | column -t -s '|' 2>/dev/null \
@@ -20,13 +20,16 @@ demo: $(READY)  ## Set up, then train the quickstart: handwritten digits, under 
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test: lint  ## Set up, then ruff, mypy and every test but those of the targets below
-	$(PYTEST) -m "not faults and not examples and not slurm"
+	$(PYTEST) -m "not faults and not examples and not slurm and not wheel"
 
 test-faults: $(DEV_READY)  ## Set up, then kill, hang, stop and resume whole commands; ends with a table
 	$(PYTEST) -m faults
 
 test-slurm: $(DEV_READY)  ## Set up, then the tests against the SLURM of slurm/local/up, one after another
 	$(BIN)/python -m pytest -m slurm
+
+test-wheel: $(DEV_READY)  ## Set up, then build the wheel, install it into an empty environment, and train from there
+	$(BIN)/python -m pytest -m wheel -s
 
 MINUTES ?= 0
 soak: $(DEV_READY)  ## Set up, then every fault whole, then random ones until MINUTES=n are over; ends with a table

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.config.editor_schema import json_schema
+from dist_trainer.config.editor_schema import json_schema, sections_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 PART = re.compile(
@@ -18,28 +18,8 @@ def reference() -> str:
     document = json_schema()
     tables = [("", document)]
     for name, knob in document["properties"].items():
-        tables += [(name, each) for each in _sections(knob, document) if each["title"] != "Target"]
+        tables += [(name, each) for each in sections_of(knob, document) if each["title"] != "Target"]
     return "\n".join(_table(name, section, document) for name, section in tables)
-
-
-def dotted_keys() -> Iterator[str]:
-    """Every key, dotted."""
-    document = json_schema()
-    yield from _keys_of("", document, document)
-
-
-def _keys_of(prefix: str, section: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:
-    for name, knob in section.get("properties", {}).items():
-        yield f"{prefix}{name}"
-        for inner in _sections(knob, document):
-            yield from _keys_of(f"{prefix}{name}.", inner, document)
-
-
-def _sections(knob: dict[str, Any], document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The sections that a knob may hold; a target's free arguments are not listed."""
-    for choice in [knob, knob.get("items", {}), *knob.get("anyOf", [])]:
-        if "$ref" in choice:
-            yield document["$defs"][choice["$ref"].rpartition("/")[2]]
 
 
 def _table(name: str, section: dict[str, Any], document: dict[str, Any]) -> str:
@@ -53,7 +33,7 @@ def _rows(prefix: str, section: dict[str, Any], document: dict[str, Any]) -> Ite
     required = section.get("required", [])
     for key, knob in section.get("properties", {}).items():
         default = "required" if key in required else f"`{_yaml(knob.get('default'))}`"
-        inner = [section for section in _sections(knob, document) if section["title"] != "Target"]
+        inner = [section for section in sections_of(knob, document) if section["title"] != "Target"]
         meaning = knob.get("description", "") or (inner[0].get("description", "") if inner else "")
         shown = "" if inner and isinstance(knob.get("default"), dict) else default
         yield f"| `{prefix}{key}` | {_type(knob)} | {shown} | {_cell(meaning)} |"

@@ -19,12 +19,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [  # a module imports from its own part and from lines below
     {"cli"},
+    {"tuning"},
     {"planning"},
+    {"new_project"},
     {"diagnose"},
     {"sweeps"},
     {"jobs"},
     {"slurm"},
-    {"launchers", "inspect_run", "pack_data"},
+    {"launchers", "inspect_run", "pack_data", "trials"},
     {"inference"},
     {"worker"},
     {"training"},
@@ -46,6 +48,7 @@ OWNERS = {
     "typer": {
         "cli/__init__.py",
         "cli/words.py",
+        "cli/completion.py",
         "cli/training.py",
         "cli/looking.py",
         "cli/jobs.py",
@@ -53,6 +56,8 @@ OWNERS = {
         "cli/sweep.py",
         "cli/diagnosing.py",
         "cli/planning.py",
+        "cli/starting.py",
+        "cli/tuning.py",
     },
     "psutil": {"tracking/system_metrics.py"},
     "xxhash": {"training/digests.py"},

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_trainer.config.editor_schema import dotted_keys
 from dist_trainer.config.load import load_config
 from tests import reference
 
@@ -207,7 +208,7 @@ def test_the_reference_is_the_schema() -> None:
     match = reference.PART.search(reference.PAGE.read_text())
     assert match is not None
     assert match[0] == reference.reference(), "docs/configuration.md is old: make reference"
-    for key in reference.dotted_keys():
+    for key in dotted_keys():
         if not key.endswith(".target") or key in ("model.target", "optimizer.target", "scheduler.target"):
             assert f"| `{key}` |" in match[0], key
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_trainer.cli.completion import complete_fault, complete_run_or_config
 from dist_trainer.cli.words import (
     RUNS,
     SETTINGS,
@@ -23,6 +24,22 @@ if TYPE_CHECKING:
     from dist_trainer.run_folder import RunFolder
 
 app = typer.Typer(**SETTINGS)
+Drilled = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN|CONFIG... [KEY=VALUE...]",
+        help="A run that is there, or what train would be given.",
+        autocompletion=complete_run_or_config,
+    ),
+]
+FaultNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="What is to go wrong; may be repeated. Default: all; see --list.",
+        autocompletion=complete_fault,
+    ),
+]
 
 
 @app.command()
@@ -50,16 +67,8 @@ def explain(
 @app.command()
 def drill(
     ctx: typer.Context,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RUN|CONFIG... [KEY=VALUE...]", help="A run that is there, or what train would be given."
-        ),
-    ] = None,
-    fault: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="What is to go wrong; may be repeated. Default: all; see --list."),
-    ] = None,
+    arguments: Drilled = None,
+    fault: FaultNames = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps to train each time; default: 12.")
     ] = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dist_trainer.cli.completion import complete_run, complete_run_or_sweep
 from dist_trainer.cli.words import RUNS, SETTINGS, Json, Run, Runs, exit_with, find_run_of, print_json
 from dist_trainer.errors import UsageError
 
@@ -13,7 +14,13 @@ app = typer.Typer(**SETTINGS)
 
 @app.command()
 def jobs(
-    run: Annotated[str | None, typer.Argument(help="Show this run in detail, with every attempt.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="Show this run in detail, with every attempt.",
+            autocompletion=complete_run,
+        ),
+    ] = None,
     every: Annotated[
         bool,
         typer.Option(
@@ -77,7 +84,12 @@ def logs(
 @app.command()
 def cancel(
     names: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Runs by folder or name, or sweeps by name.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs by folder or name, or sweeps by name.",
+            autocompletion=complete_run_or_sweep,
+        ),
     ],
     runs: Runs = RUNS,
     as_json: Json = False,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from dist_trainer.cli.completion import complete_config, complete_sweep
 from dist_trainer.cli.words import RUNS, SETTINGS, Json, Runs, exit_with, note_run, split
 from dist_trainer.config.near import did_you_mean
 from dist_trainer.errors import UsageError
@@ -44,11 +45,21 @@ sweep_app = typer.Typer(
 app.add_typer(sweep_app, name="sweep")
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A sweep's name, or its folder.", callback=note_run)
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A sweep's name, or its folder.",
+        callback=note_run,
+        autocompletion=complete_sweep,
+    ),
 ]
 Shared = Annotated[
     list[str],
-    typer.Argument(metavar="CONFIG... KEY=VALUE...", help="What all cells share: YAML files, then values."),
+    typer.Argument(
+        metavar="CONFIG... KEY=VALUE...",
+        help="What all cells share: YAML files, then values.",
+        autocompletion=complete_config,
+    ),
 ]
 Grid = Annotated[
     list[str] | None,

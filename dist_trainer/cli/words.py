@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from dist_trainer.cli.completion import (
+    complete_checkpoint,
+    complete_config,
+    complete_run,
+    complete_split,
+)
 from dist_trainer.config.redact import redact
 from dist_trainer.errors import DistTrainerError, UsageError
 
@@ -62,11 +68,18 @@ SETTINGS: dict[str, Any] = {"no_args_is_help": True, "pretty_exceptions_enable":
 Arguments = Annotated[
     list[str],
     typer.Argument(
-        metavar="CONFIG... KEY=VALUE...", help="YAML files, merged left to right, then single values."
+        metavar="CONFIG... KEY=VALUE...",
+        help="YAML files, merged left to right, then single values.",
+        autocompletion=complete_config,
     ),
 ]
 Run = Annotated[
-    str, typer.Argument(help="A run's folder, or its name in the folder of runs.", callback=note_run)
+    str,
+    typer.Argument(
+        help="A run's folder, or its name in the folder of runs.",
+        callback=note_run,
+        autocompletion=complete_run,
+    ),
 ]
 Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs live.")]
 Json = Annotated[
@@ -75,8 +88,21 @@ Json = Annotated[
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes on this machine; default: the configuration's.")
 ]
-Which = Annotated[str, typer.Option("--checkpoint", help="last, best or a step.")]
-Split = Annotated[str, typer.Option(help="The data to use: train, val or test.")]
+Which = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        help="last, best or a step.",
+        autocompletion=complete_checkpoint,
+    ),
+]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="The data to use: train, val or test.",
+        autocompletion=complete_split,
+    ),
+]
 RUNS = Path("runs")
 
 

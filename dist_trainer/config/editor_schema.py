@@ -2,7 +2,10 @@
 
 import ast
 import inspect
+import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from dist_trainer.config import schema
@@ -44,3 +47,51 @@ def _comments() -> dict[tuple[str, str], str]:
                 if match := _COMMENT.search(written):
                     found[owner.name, knob.target.id] = match[1]
     return found
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that can be given a value by itself: dotted, with its default as it is typed, and what it means."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+def settable_keys() -> Iterator[Key]:
+    """All of them: no section, and nothing within a list. What a target takes is in no schema."""
+    document = json_schema()
+    yield from _settable("", document, document)
+
+
+def dotted_keys() -> Iterator[str]:
+    """Every key of the schema, sections and what is in lists too."""
+    document = json_schema()
+    yield from (name for name, _ in _keys_of("", document, document))
+
+
+def sections_of(knob: dict[str, Any], document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The sections that a knob may hold; a target's free arguments are not listed."""
+    for choice in [knob, knob.get("items", {}), *knob.get("anyOf", [])]:
+        if "$ref" in choice:
+            yield document["$defs"][choice["$ref"].rpartition("/")[2]]
+
+
+def _keys_of(
+    prefix: str, section: dict[str, Any], document: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, knob in section.get("properties", {}).items():
+        yield f"{prefix}{name}", knob
+        for inner in sections_of(knob, document):
+            yield from _keys_of(f"{prefix}{name}.", inner, document)
+
+
+def _settable(prefix: str, section: dict[str, Any], document: dict[str, Any]) -> Iterator[Key]:
+    for name, knob in section.get("properties", {}).items():
+        inner = [] if "items" in knob else list(sections_of(knob, document))
+        for each in inner:
+            yield from _settable(f"{prefix}{name}.", each, document)
+        if not inner:
+            default = knob.get("default")
+            typed = "" if isinstance(default, list | dict) else json.dumps(default).strip('"')
+            yield Key(f"{prefix}{name}", typed, knob.get("description", ""))

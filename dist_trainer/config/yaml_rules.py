@@ -114,6 +114,19 @@ def write_yaml(data: Any) -> str:
     return str(yaml.dump(data, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=1_000_000))
 
 
+def write_yaml_line(key: str, value: Any) -> str:
+    """`key: value` on one line, as it is pasted into a file; the value may be a whole section."""
+    one = yaml.dump(
+        {key: value},
+        Dumper=CoreDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=1_000_000,
+        default_flow_style=True,
+    )
+    return str(one).strip()[1:-1]
+
+
 def read_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Located | None, list[Problem]]:
     """The one document in `text`; None with a problem where it cannot be read at all.
 

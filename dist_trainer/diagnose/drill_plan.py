@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from dist_trainer.config.load import dump_config, load_config
+from dist_trainer.config.load import dump_config
 from dist_trainer.config.schema import Config
-from dist_trainer.config.yaml_rules import write_yaml
-from dist_trainer.errors import ConfigError, UsageError
+from dist_trainer.errors import UsageError
+from dist_trainer.trials.short_copy import checked_copy, shortened
 
 FEWEST_STEPS = 6
 USUAL_STEPS = 12  # three checkpoints
@@ -56,29 +54,5 @@ class Plan:
             held = {"target": REHEARSAL, "folder": str(self.signs(name)), "step": hold_at}
             tree["hooks"] = [*tree["hooks"], held]
         path = self.scratch / f"{name}.yaml"
-        path.write_text(write_yaml(tree))
-        try:
-            path.write_text(dump_config(load_config([path]).config))
-        except (ConfigError, ValidationError) as error:
-            raise ConfigError(f"for {self.steps} steps the configuration does not hold:\n{error}") from error
+        path.write_text(dump_config(checked_copy(tree, path, f"{self.steps} steps")))
         return path
-
-
-def shortened(config: Config, name: str, steps: int, every_steps: int) -> dict[str, Any]:
-    """The configuration as plain values: fewer steps, more checkpoints, no MLflow, as little evaluation as goes."""
-    tree: dict[str, Any] = config.model_dump()
-    needs_evaluation = config.scheduler is not None and config.scheduler.metric is not None
-    length = {"steps": steps, "epochs": None, "early_stopping": None, "profile": None}
-    tree["train"] |= {**length, "eval_every_epochs": None, "eval_every_steps": every_steps}
-    if not needs_evaluation:
-        tree["train"] |= {"eval_every_steps": None}
-        tree["data"] |= {"val": None, "test": None}
-    if config.scheduler is not None:
-        tree["scheduler"] |= {"warmup_steps": min(config.scheduler.warmup_steps, steps)}
-    folder = config.checkpoint.folder
-    saves = {"every_steps": every_steps, "every_minutes": None, "keep_last": 2}
-    kept = {"keep_best": None, "keep_every_steps": None}
-    tree["checkpoint"] |= {**saves, **kept, "folder": folder and f"{folder.rstrip('/')}/drills"}
-    tree["tracking"] |= {"uri": None, "log_every_steps": 1}
-    tree["launch"] |= {"max_restarts": max(1, config.launch.max_restarts)}
-    return tree | {"name": name}

@@ -1,7 +1,7 @@
 """The `train` command below the command line: which run, may it go on, launch it, say how it ended."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -58,23 +58,55 @@ def train(
             stack.enter_context(run.lock())
             if is_done(run, loaded, allow_change):
                 return _show(_finished(run, config, console), console, as_json)
-        with importing():  # torch, while the forkserver does
-            from dist_trainer.launchers import agent
-
-        count = fed_by_batch(workers or count_workers(config, agent.visible_gpus()), config)
+        count = _count(config, workers)
         try:
             _check_targets(loaded, run, requests)
         except InterruptedError:
             return _stopped_early(config, console, as_json)
         if run is None:
-            run = RunFolder.create(folder, dump_config(config), working_folder=Path.cwd())
-            stack.enter_context(run.lock())
+            run = stack.enter_context(_new_run(folder, config))
         else:
             _go_on_with(config, run, console)
-        ending = accompany(
-            partial(agent.launch, run, config, workers=count, entry=entry), run, config, requests, console
-        )
+        ending = _launch(run, config, count, requests, console, entry)
     return _show(ending, console, as_json)
+
+
+def train_copy(loaded: Loaded, folder: Path, *, workers: int | None, console: Console) -> Ending:
+    """Train a new run in `folder` once, for a tool that looks at what came of it: nothing is said of its results.
+
+    Raises as `train` does, and InterruptedError where a signal came before its workers were started.
+    """
+    config = loaded.config
+    with ExitStack() as stack:
+        requests = stack.enter_context(StopRequests().listening(to_the_end=True))
+        forkserver.start_for(config, workers)
+        count = _count(config, workers)
+        _check_targets(loaded, None, requests)
+        run = stack.enter_context(_new_run(folder, config))
+        return _launch(run, config, count, requests, console, WORKER)
+
+
+@contextmanager
+def _new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
+    run = RunFolder.create(folder, dump_config(config), working_folder=Path.cwd())
+    with run.lock():
+        yield run
+
+
+def _count(config: Config, workers: int | None) -> int:
+    with importing():  # torch, while the forkserver does
+        from dist_trainer.launchers import agent
+
+    return fed_by_batch(workers or count_workers(config, agent.visible_gpus()), config)
+
+
+def _launch(
+    run: RunFolder, config: Config, count: int, requests: StopRequests, console: Console, entry: str
+) -> Ending:
+    from dist_trainer.launchers import agent
+
+    launch = partial(agent.launch, run, config, workers=count, entry=entry)
+    return accompany(launch, run, config, requests, console)
 
 
 def _go_on_with(config: Config, run: RunFolder, console: Console) -> None:

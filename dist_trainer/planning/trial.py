@@ -1,29 +1,22 @@
 """The trial that a plan rests on: the configuration trained for a few steps in a child process, then cleared away."""
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from dist_trainer.checkpoint.choose import open_store
-from dist_trainer.config.load import Loaded, dump_config, load_config
-from dist_trainer.config.redact import redact
+from dist_trainer.config.load import Loaded, dump_config
 from dist_trainer.config.schema import Config
-from dist_trainer.config.yaml_rules import write_yaml
-from dist_trainer.diagnose.drill_plan import shortened
 from dist_trainer.errors import ConfigError, DistTrainerError, UsageError
 from dist_trainer.launchers.forkserver import variables, variables_for
 from dist_trainer.planning.measurement import WARM_UP_STEPS, Measurement
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.trials.scratch import clear_store, scratch_folder
+from dist_trainer.trials.short_copy import checked_copy, shortened
 
 USUAL_STEPS, FEWEST_STEPS = 20, 4
-_FOLDER = ".plans"
+_KIND = "plans"
 _SMALLER = 4  # by this factor, where the time of other sizes of a step is asked for
 _LAST_WORDS = 12  # lines of a probe that failed
 
@@ -40,7 +33,7 @@ def measure(
         raise UsageError(
             f"--steps must be at least {FEWEST_STEPS}, for medians that mean something, got {steps}"
         )
-    with _scratch(loaded.config, runs) as scratch:
+    with scratch_folder(runs, _KIND, loaded.config.name) as scratch:
         trials = [_make(loaded.config, rows, steps, scratch) for rows in rank_rows]
         result = scratch / "measured.json"
         try:
@@ -48,7 +41,7 @@ def measure(
                 _run([sys.executable, "-m", __name__.replace(".trial", ".probe"), result, *trials])
         finally:
             for trial in trials:
-                _clear_store(trial)
+                clear_store(RunFolder(trial))
         found = json.loads(result.read_text())
     if "problems" in found:
         raise loaded.error([(key, message) for key, message in found["problems"]])
@@ -59,20 +52,6 @@ def sizes_to_measure(rank_rows: int, *, is_any_asked: bool) -> list[int]:
     """The rows of a rank, and where steps with other rows are asked for a smaller number, for a line through both."""
     smaller = max(1, rank_rows // _SMALLER)
     return [rank_rows, smaller] if is_any_asked and smaller < rank_rows else [rank_rows]
-
-
-@contextmanager
-def _scratch(config: Config, runs: Path) -> Iterator[Path]:
-    parent = runs.absolute() / _FOLDER
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{config.name}-", dir=parent))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        for folder in (parent, parent.parent):
-            with suppress(OSError):  # another plan may be there, or the user's runs
-                folder.rmdir()
 
 
 def _make(config: Config, rows: int, steps: int, scratch: Path) -> Path:
@@ -86,15 +65,8 @@ def _make(config: Config, rows: int, steps: int, scratch: Path) -> Path:
     tree["tracking"] |= {"log_every_steps": config.tracking.log_every_steps}
     if tree["train"]["eval_every_steps"]:  # a schedule asks for evaluations
         tree["train"] |= {"eval_every_steps": total}
-    path = scratch / f"{name}.yaml"
-    path.write_text(write_yaml(tree))
-    try:
-        text = dump_config(load_config([path]).config)
-    except (ConfigError, ValidationError) as error:
-        raise ConfigError(
-            f"for {total} steps of {rows} rows the configuration does not hold:\n{error}"
-        ) from error
-    return RunFolder.create(scratch / name, text, working_folder=Path.cwd()).path
+    copy = checked_copy(tree, scratch / f"{name}.yaml", f"{total} steps of {rows} rows")
+    return RunFolder.create(scratch / name, dump_config(copy), working_folder=Path.cwd()).path
 
 
 def _run(command: Sequence[str | Path]) -> None:
@@ -112,16 +84,3 @@ def _run(command: Sequence[str | Path]) -> None:
         words = "\n".join(done.stdout.strip().splitlines()[-_LAST_WORDS:])
         error = ConfigError if done.returncode == ConfigError.exit_code else DistTrainerError
         raise error(f"one rank of it does not train:\n{words or f'exit code {done.returncode}'}")
-
-
-def _clear_store(trial: Path) -> None:
-    """Remove the trial's checkpoints where they are not in its folder."""
-    run = RunFolder(trial)
-    config = load_config([run.config_path]).config
-    if config.checkpoint.folder is None:
-        return
-    try:
-        open_store(run, config.checkpoint).storage.delete_folder("")
-    except (OSError, DistTrainerError) as error:
-        where = run.checkpoint_url(config.checkpoint.folder, shown=True)
-        print(redact(f"warning: the trial's checkpoints are left in {where}: {error}"), file=sys.stderr)

@@ -294,6 +294,6 @@ def _environment() -> dict[str, str]:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("SQUEUE_", "SACCT_", "SCONTROL_"))
+        if not key.startswith(("SINFO_", "SQUEUE_", "SACCT_", "SCONTROL_"))
     }
     return {**kept, "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from dist_trainer.adapters.storage import Storage
 from dist_trainer.cli import app
 from dist_trainer.config.load import load_config
-from dist_trainer.diagnose.drill_plan import Plan, shortened
+from dist_trainer.diagnose.drill_plan import Plan
 from dist_trainer.diagnose.faults import FAULTS
 from dist_trainer.errors import UsageError
+from dist_trainer.trials.short_copy import shortened
 from tests.faults.ledger import is_whole, record
 from tests.launchers.processes import Command
 from tests.object_store import bucket, open_storage, s3_endpoint  # noqa: F401

@@ -1,0 +1,1 @@
+"""Short copies of a training, in a folder that is cleared away: what rehearsals, plans and tests train."""

@@ -1,0 +1,1 @@
+"""Looks for values of a configuration by short trainings: the learning rate."""
