@@ -1,4 +1,4 @@
-"""The process that carries a run to MLflow: the only importer of mlflow, and never in training's way.
+"""The process that carries a run to MLflow, and never in training's way; the registry is mlflow_registry.py's.
 
 python -m dist_trainer.tracking.mlflow_sync RUN          beside training, until it is over (see `start`)
 python -m dist_trainer.tracking.mlflow_sync RUN --once   what is there now (see `sync`)
