@@ -114,10 +114,15 @@ def checkpoint_prune(
     run: Run,
     keep_last: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Keep the last N, whatever the run's checkpoint section says."),
+        typer.Option(
+            metavar="N", min=1, help="Keep the last N, in place of all that the run's section keeps."
+        ),
     ] = None,
     keep_best: Annotated[
-        bool, typer.Option("--keep-best", help="Keep the best by checkpoint.keep_best, and the last.")
+        bool,
+        typer.Option(
+            "--keep-best", help="Keep the best, and the last, in place of all that the section keeps."
+        ),
     ] = False,
     quarantined: Annotated[
         bool, typer.Option("--quarantined", help="Remove those in quarantine too.")
