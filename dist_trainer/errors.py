@@ -7,6 +7,7 @@ DistTrainerError            1   anything else
 ├── DataError               1   a row that cannot be read, a data set that does not fit
 ├── NonFiniteError          1   the loss or a gradient became NaN or infinite
 ├── RanksDiverged           1   at a save: one rank's weights or optimizer state are not the others'
+├── ExportError             1   a model cannot be exported so, or what was written is not the same model
 ├── StorageError            1   the checkpoint store is gone or breaks a promise the commit needs
 │   ├── CorruptCheckpoint   1   one checkpoint's bytes are not those that were committed
 │   └── NotSaved            1   nothing could be saved for longer than checkpoint.max_staleness_minutes
@@ -57,6 +58,10 @@ class NonFiniteError(DistTrainerError):
 
 class RanksDiverged(DistTrainerError):
     """Ranks that began alike hold different states; a restart from the last good checkpoint may go better."""
+
+
+class ExportError(DistTrainerError):
+    """A model that cannot be exported as asked for, or whose file gives other outputs; nothing is left of it."""
 
 
 class StorageError(DistTrainerError):

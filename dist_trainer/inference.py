@@ -20,7 +20,7 @@ from dist_trainer.adapters.distributed import Group, join
 from dist_trainer.adapters.files import replace_file
 from dist_trainer.checkpoint.choose import choose, open_store
 from dist_trainer.checkpoint.state import decode
-from dist_trainer.checkpoint.store import Checkpoint
+from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
 from dist_trainer.config.load import read_config
 from dist_trainer.config.schema import Config
 from dist_trainer.config.targets import build
@@ -88,6 +88,12 @@ def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module, group: 
     """
     store = open_store(run, config.checkpoint)
     checkpoint = store.get(group.from_rank_zero(lambda: choose(store.list(), wanted, config.checkpoint).name))
+    load_weights_of(store, checkpoint, model)
+    return checkpoint
+
+
+def load_weights_of(store: CheckpointStore, checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Load what the run's evaluations use of a checkpoint, every byte verified. Raises CorruptCheckpoint."""
     try:
         weights, training = decode(store.read(checkpoint))
     except CorruptCheckpoint as error:
@@ -95,7 +101,6 @@ def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module, group: 
     model.load_state_dict(weights)
     if training["average"]:
         model.load_state_dict(training["average"], strict=False)
-    return checkpoint
 
 
 def make_loader(config: Config, dataset: Any, split: str, group: Group) -> EvalLoader:

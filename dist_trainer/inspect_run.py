@@ -1,6 +1,7 @@
-"""`dist-trainer checkpoint`: what a run's checkpoints are, whether they are whole, and what is in them."""
+"""`dist-trainer checkpoint`: a run's checkpoints, whether they are whole, what is in them, and which of them go."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from dist_trainer.config.load import read_section
 from dist_trainer.config.schema import CheckpointConfig
-from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint
+from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint, UsageError
 from dist_trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -74,6 +75,66 @@ def inspect_checkpoint(run: RunFolder, which: str, *, as_json: bool) -> int:
         [{**tensor, "shape": "x".join(map(str, tensor["shape"]))} for tensor in tensors], "no tensors"
     )
     return 0
+
+
+def prune_checkpoints(
+    run: RunFolder, *, keep_last: int | None, keep_best: bool, quarantined: bool, dry_run: bool, as_json: bool
+) -> int:
+    """Remove what is not worth keeping, by the run's own settings or by what is given here; prints what goes."""
+    from dist_trainer.checkpoint.pruning import carry_out, plan_pruning
+
+    settings = _settings_to_keep(_settings(run), keep_last, keep_best)
+    with run.lock():  # nobody trains it meanwhile
+        store = _store(run)
+        pruning = plan_pruning(store, settings, quarantined=quarantined)
+        if not dry_run:
+            carry_out(store, pruning)
+    if as_json:
+        _print_json(
+            {"run": str(run.path), "folder": store.storage.url, "dry_run": dry_run, **pruning.as_json()}
+        )
+        return 0
+    for checkpoint, problem in pruning.damaged.items():
+        print(f"damaged, and {'would be ' * dry_run}set aside: {checkpoint.name}: {problem}")
+    rows = [
+        {"goes": each.checkpoint.name, "bytes": f"{each.size_bytes:,}", "why": each.why}
+        for each in pruning.removals
+    ]
+    _print_rows(rows, "nothing to remove")
+    _print_rows(
+        [{"stays": each.name, "why": ", ".join(why)} for each, why in pruning.kept.items()], _none_in(store)
+    )
+    if rows:
+        print(f"{pruning.size_bytes:,} bytes {'would be' if dry_run else 'are'} free again")
+    return 0
+
+
+def _settings_to_keep(settings: CheckpointConfig, keep_last: int | None, keep_best: bool) -> CheckpointConfig:
+    """The run's own, or what the command's options say instead of all of it."""
+    if keep_last is None and not keep_best:
+        return settings
+    if keep_best and settings.keep_best is None:
+        raise UsageError("--keep-best: the run has no checkpoint.keep_best that says what is best")
+    return CheckpointConfig(keep_last=keep_last or 1, keep_best=settings.keep_best if keep_best else None)
+
+
+def diff_checkpoints(a: str, b: str, runs: Path, *, as_json: bool) -> int:
+    """Print what differs between two checkpoints: 0 where nothing does, else 1."""
+    from dist_trainer.checkpoint.difference import compare
+    from dist_trainer.checkpoint.difference_words import as_json_document, rows_of
+    from dist_trainer.checkpoint.locate import locate
+
+    one, two = locate(a, runs), locate(b, runs)
+    found = compare(one, two)
+    if as_json:
+        _print_json(as_json_document(one, two, found))
+    else:
+        print(f"a: {one.where}\nb: {two.where}")
+        for rows in filter(None, rows_of(found)):
+            _print_rows(rows, "")
+        same = f"{found.num_same} tensors are the same"
+        print(f"the same: {found.num_same} tensors and all values" if found.is_none else same)
+    return 0 if found.is_none else 1
 
 
 def _none_in(store: "CheckpointStore") -> str:

@@ -53,7 +53,7 @@ __all__ = ["RunFolder", "RunInfo", "State", "Status", "WorkerError", "find_run"]
 
 _FOLDERS = ("fence", "journal", "logs", "heartbeat", "checkpoints")
 _OURS = {*_FOLDERS, "run.json", "run.lock", "config.yaml", "attempts.jsonl", "status.json", "slurm", "code"}
-_OURS |= {"mlflow-sync.json", "mlflow-sync.lock", "times.json", "profile", "plots"}
+_OURS |= {"mlflow-sync.json", "mlflow-sync.lock", "times.json", "profile", "plots", "export"}
 _FENCE = re.compile(r"([0-9]{4,9})[.]json")
 Record = TypeVar("Record", RunInfo, Status)
 

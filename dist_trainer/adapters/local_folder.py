@@ -129,12 +129,15 @@ class LocalFolder:
                 filled += count
         return content[:filled]
 
-    def stream(self, name: str) -> Iterator[Buffer]:
-        """The file in blocks, each valid until the next one is asked for."""
-        block = bytearray(BLOCK)
+    def stream(self, name: str, start: int, end: int | None) -> Iterator[Buffer]:
+        """The bytes from `start` up to `end` in blocks, each valid until the next one is asked for."""
         with self._open(name) as file:
-            while count := file.readinto(block):
-                yield memoryview(block)[:count]
+            left = (os.fstat(file.fileno()).st_size if end is None else end) - start
+            block = memoryview(bytearray(max(0, min(BLOCK, left))))
+            file.seek(start)
+            while left > 0 and (count := file.readinto(block[:left])):
+                yield block[:count]
+                left -= count
 
     def list(self, folder: str) -> list[str]:
         """The names right under `folder`, sorted; none where there is no such folder."""

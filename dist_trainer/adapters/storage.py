@@ -25,7 +25,7 @@ class _Folder(Protocol):
     def write(self, name: str, data: Data) -> None: ...
     def create_exclusive(self, name: str, data: bytes) -> None: ...
     def read(self, name: str, seen: Callable[[memoryview], None]) -> Buffer: ...
-    def stream(self, name: str) -> Iterator[Buffer]: ...
+    def stream(self, name: str, start: int, end: int | None) -> Iterator[Buffer]: ...
     def list(self, folder: str) -> list[str]: ...
     def exists(self, name: str) -> bool: ...
     def size(self, name: str) -> int: ...
@@ -77,10 +77,10 @@ class Storage:
         with self._errors("read", name):
             return self._folder.read(name, seen)
 
-    def stream(self, name: str) -> Iterator[Buffer]:
-        """The file in blocks, each valid until the next one is asked for."""
+    def stream(self, name: str, start: int = 0, end: int | None = None) -> Iterator[Buffer]:
+        """The file's bytes from `start` up to `end` in blocks, each valid until the next one is asked for."""
         with self._errors("read", name):
-            yield from self._folder.stream(name)
+            yield from self._folder.stream(name, start, end)
 
     def list(self, folder: str = "") -> list[str]:
         """The names right under `folder`, sorted and never from a cache; none where it does not exist."""
@@ -223,13 +223,12 @@ class _Remote:
         seen(memoryview(content))
         return content
 
-    def stream(self, name: str) -> Iterator[Buffer]:
-        path, size, step = self._path(name), self.size(name), 4 * BLOCK
-        for start in range(0, size, step):
-            end = min(start + step, size)
+    def stream(self, name: str, start: int, end: int | None) -> Iterator[Buffer]:
+        path, last, step = self._path(name), self.size(name) if end is None else end, 4 * BLOCK
+        for first in range(start, last, step):
 
-            def fetch(start: int = start, end: int = end) -> bytes:
-                return cast(bytes, self._fs.cat_file(path, start=start, end=end))
+            def fetch(first: int = first) -> bytes:
+                return cast(bytes, self._fs.cat_file(path, start=first, end=min(first + step, last)))
 
             yield self._retry("read", name, fetch)
 

@@ -142,7 +142,7 @@ class CheckpointStore(CheckpointReader):
             try:
                 return checkpoint, self.read(checkpoint)
             except CorruptCheckpoint as error:
-                self._quarantine(checkpoint, error)
+                self.set_aside(checkpoint, error)
         for checkpoint in doubted:
             with suppress(CorruptCheckpoint):
                 files = self.read(checkpoint)
@@ -165,7 +165,8 @@ class CheckpointStore(CheckpointReader):
             elif self._is_committed(checkpoint.name):
                 yield self._with_info(checkpoint), self._is_quarantined(checkpoint.name)
 
-    def _quarantine(self, checkpoint: Checkpoint, error: CorruptCheckpoint) -> None:
+    def set_aside(self, checkpoint: Checkpoint, error: CorruptCheckpoint) -> None:
+        """Put one in quarantine whose bytes were found to differ, and report it."""
         if not self._is_committed(checkpoint.name):
             return  # its owner was deleting it while we read
         self._report(f"{error}; put in quarantine, using the one before it")
@@ -195,11 +196,15 @@ class CheckpointStore(CheckpointReader):
         if doomed:
             self._prove(checkpoints[0])
         for checkpoint in doomed:
-            self.storage.delete(f"{checkpoint.name}/{COMMIT}")
-            self.storage.sync_folder(checkpoint.name)  # half deleted, it must not come back as committed
-            self.storage.delete_folder(checkpoint.name)
+            self.remove(checkpoint)
         self._clear_leftovers()
         return [checkpoint.name for checkpoint in doomed]
+
+    def remove(self, checkpoint: Checkpoint) -> None:
+        """Delete one, whatever it is; who calls it has proven what stays."""
+        self.storage.delete(f"{checkpoint.name}/{COMMIT}")
+        self.storage.sync_folder(checkpoint.name)  # half deleted, it must not come back as committed
+        self.storage.delete_folder(checkpoint.name)
 
     def _prove(self, checkpoint: Checkpoint) -> None:
         if checkpoint.name in self._proven:
@@ -207,7 +212,7 @@ class CheckpointStore(CheckpointReader):
         try:
             self.verify(checkpoint)
         except CorruptCheckpoint as error:
-            self._quarantine(checkpoint, error)
+            self.set_aside(checkpoint, error)
             raise
         self._proven.add(checkpoint.name)
 

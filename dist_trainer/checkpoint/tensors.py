@@ -49,6 +49,11 @@ _READ = {name: dtype for dtype, name in _STORED.items()}
 _READ_CARRIED = {str(dtype).removeprefix("torch."): dtype for dtype in _CARRIED}
 
 
+def stored_dtype(name: str) -> torch.dtype:
+    """The type that safetensors calls by this name."""
+    return _READ[name]
+
+
 def identity(tensor: Tensor) -> tuple[object, ...]:
     """Equal for two tensors exactly if they are the same elements in the same memory (tied)."""
     if tensor.numel() == 0:

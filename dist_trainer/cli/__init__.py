@@ -8,11 +8,22 @@ import typer
 
 from dist_trainer.adapters.interpreter import leave
 from dist_trainer.adapters.privacy import keep_private
-from dist_trainer.cli import diagnosing, jobs, looking, planning, starting, submit, sweep, training, tuning
+from dist_trainer.cli import (
+    diagnosing,
+    exporting,
+    jobs,
+    looking,
+    planning,
+    starting,
+    submit,
+    sweep,
+    training,
+    tuning,
+)
 from dist_trainer.cli.words import SETTINGS, Commands
 
 app = typer.Typer(cls=Commands, help="Train PyTorch models over many processes, and finish.", **SETTINGS)
-for part in (starting, training, submit, sweep, jobs, diagnosing, planning, tuning, looking):
+for part in (starting, training, exporting, submit, sweep, jobs, diagnosing, planning, tuning, looking):
     app.add_typer(part.app)
 
 

@@ -1,4 +1,4 @@
-"""The commands that look at configurations, checkpoints and data, and start nothing."""
+"""The commands that look at configurations, checkpoints and data, and start no training."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,9 +20,10 @@ from dist_trainer.cli.words import (
 )
 from dist_trainer.errors import ConfigError
 
+_MEANT = "RUN for its newest, RUN@STEP, RUN@best, or the folder of a checkpoint."
 app = typer.Typer(**SETTINGS)
 config_app = typer.Typer(help="Look at a configuration before anything starts.", **SETTINGS)
-checkpoint_app = typer.Typer(help="Look at the checkpoints of a run.", **SETTINGS)
+checkpoint_app = typer.Typer(help="Look at the checkpoints of runs, and prune them.", **SETTINGS)
 data_app = typer.Typer(help="Prepare data.", **SETTINGS)
 app.add_typer(config_app, name="config")
 app.add_typer(checkpoint_app, name="checkpoint")
@@ -93,6 +94,57 @@ def checkpoint_inspect(
     from dist_trainer.inspect_run import inspect_checkpoint
 
     exit_with(inspect_checkpoint(find(run, runs), checkpoint, as_json=as_json))
+
+
+@checkpoint_app.command("diff")
+def checkpoint_diff(
+    a: Annotated[str, typer.Argument(metavar="A", help=_MEANT)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Likewise.")],
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Say what differs between two checkpoints, after verifying both: exits with 0 if nothing does, else with 1."""
+    from dist_trainer.inspect_run import diff_checkpoints
+
+    exit_with(diff_checkpoints(a, b, runs, as_json=as_json))
+
+
+@checkpoint_app.command("prune")
+def checkpoint_prune(
+    run: Run,
+    keep_last: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Keep the last N, in place of all that the run's section keeps."
+        ),
+    ] = None,
+    keep_best: Annotated[
+        bool,
+        typer.Option(
+            "--keep-best", help="Keep the best, and the last, in place of all that the section keeps."
+        ),
+    ] = False,
+    quarantined: Annotated[
+        bool, typer.Option("--quarantined", help="Remove those in quarantine too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Remove checkpoints that the run's checkpoint section does not keep, once all that stay were read back whole."""
+    found = find(run, runs)
+    from dist_trainer.inspect_run import prune_checkpoints
+
+    exit_with(
+        prune_checkpoints(
+            found,
+            keep_last=keep_last,
+            keep_best=keep_best,
+            quarantined=quarantined,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+    )
 
 
 @data_app.command("pack")

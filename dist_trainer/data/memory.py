@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dist_trainer.data.augment import Augmentation, Finish
+from dist_trainer.data.augment import Augmentation, Finish, Normalize
 from dist_trainer.data.draws import Keys
 from dist_trainer.errors import DataError
 
@@ -67,6 +67,21 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
     def finish(self) -> Finish:
         """What is left to do with stored samples, here or on the device that trains."""
         return Finish(self.augment, self.normalize)
+
+    @property
+    def preprocessing(self) -> list[dict[str, Any]]:
+        """What is done to a stored sample but for augmentation, step by step, as export.json has it."""
+        steps: list[dict[str, Any]] = []
+        if self.inputs.dtype == torch.uint8:
+            steps.append({"divide_by": 255.0})
+        if isinstance(self.normalize, Normalize):
+            mean, deviation = self.normalize.mean.tolist(), self.normalize.std.tolist()
+            steps.append({"subtract": mean, "divide_by": deviation, "dimension": 1})
+        elif self.normalize is not None:
+            steps.append({"call": repr(self.normalize)})
+        if self.inputs.dim() == 4:
+            steps.append({"layout": ["rows", "channels", "height", "width"]})
+        return steps
 
     @property
     def targets(self) -> NDArray[np.int64] | None:

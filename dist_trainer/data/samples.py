@@ -2,7 +2,7 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from dist_trainer.data.permutation import permute
 from dist_trainer.errors import DataError
 
 _DIGITS_TEST_ROWS = 360
+_DIGITS_SCALE = 16
 
 
 class Digits(InMemory):
@@ -26,7 +27,12 @@ class Digits(InMemory):
         order = permute(np.arange(len(pixels)), len(pixels), 0)
         if split:
             order = order[:_DIGITS_TEST_ROWS] if split == "test" else order[_DIGITS_TEST_ROWS:]
-        super().__init__(pixels[order] / 16, classes[order])
+        super().__init__(pixels[order] / _DIGITS_SCALE, classes[order])
+
+    @property
+    def preprocessing(self) -> list[dict[str, Any]]:
+        """Scikit-learn's pixels go from 0 to 16."""
+        return [{"divide_by": float(_DIGITS_SCALE)}]
 
 
 def _read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:

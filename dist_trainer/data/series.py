@@ -49,6 +49,11 @@ class Windows(InMemory):
         inputs = scaled[self.starts[:, None] + np.arange(-length, 0)]
         super().__init__(inputs[:, :, None], scaled[self.starts[:, None] + np.arange(horizon)])
 
+    @property
+    def preprocessing(self) -> list[dict[str, Any]]:
+        """The scale of the series, which the model's outputs have as well."""
+        return [{"subtract": self.mean, "divide_by": self.deviation, "outputs": "likewise"}]
+
 
 def sine(points: int = 200, *, step: float = 0.1) -> NDArray[np.float64]:
     """sin(0), sin(step), sin(2 * step), ..."""

@@ -85,11 +85,20 @@ class CSV(InMemory):
         names = [name for name in features or table.header if features or name != label]
         inputs = np.stack(_feature_columns(table, names, categorical), axis=1)
         train, test = _halves(len(table.rows), test_fraction if split else 0.0, seed)
+        self._columns = _column_names(table, names, categorical)
+        self._mean, self._deviation = np.zeros(inputs.shape[1]), np.ones(inputs.shape[1])
         if standardize:
-            inputs = _standardize(inputs, np.setdiff1d(train, list(table.invalid)))
+            self._mean, self._deviation = _scale(inputs, np.setdiff1d(train, list(table.invalid)))
+            inputs = (inputs - self._mean) / self._deviation
         rows = test if split == "test" else train
         invalid = {number: table.invalid[row] for number, row in enumerate(rows) if row in table.invalid}
         super().__init__(inputs[rows], targets[rows], invalid_rows=invalid)
+
+    @property
+    def preprocessing(self) -> list[dict[str, Any]]:
+        """The columns that the features come from, and their scale."""
+        scale = {"subtract": self._mean.tolist(), "divide_by": self._deviation.tolist(), "dimension": 1}
+        return [{"columns": self._columns}, scale]
 
 
 def read_table(path: str | Path, *, delimiter: str = ",") -> Table:
@@ -153,6 +162,15 @@ def _feature_columns(
     return columns
 
 
+def _column_names(table: Table, names: Sequence[str], categorical: Sequence[str]) -> list[str]:
+    """The names of the feature columns; of a categorical one `name=value` for each of its values."""
+    found: list[str] = []
+    for name in names:
+        values = np.unique(np.array(table.column(name, key="features"))) if name in categorical else None
+        found += [name] if values is None else [f"{name}={value}" for value in values]
+    return found
+
+
 def _halves(length: int, test_fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if not 0 <= test_fraction < 1:
         raise DataError(f"test_fraction must be at least 0 and below 1, got {test_fraction}")
@@ -163,13 +181,13 @@ def _halves(length: int, test_fraction: float, seed: int) -> tuple[NDArray[np.in
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _standardize(inputs: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _scale(
+    inputs: NDArray[np.float64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and deviation of each column over these rows, as far as they can be used; 0 and 1 where none can."""
     usable = inputs[rows]
     usable = usable[np.isfinite(usable).all(axis=1)]
     if not len(usable):
-        return inputs
+        return np.zeros(inputs.shape[1]), np.ones(inputs.shape[1])
     deviation = usable.std(axis=0)
-    standardized: NDArray[np.float64] = (inputs - usable.mean(axis=0)) / np.where(
-        deviation > 0, deviation, 1.0
-    )
-    return standardized
+    return usable.mean(axis=0), np.where(deviation > 0, deviation, 1.0)

@@ -1,4 +1,4 @@
-"""The process that carries a run to MLflow: the only importer of mlflow, and never in training's way.
+"""The process that carries a run to MLflow, and never in training's way; the registry is mlflow_registry.py's.
 
 python -m dist_trainer.tracking.mlflow_sync RUN          beside training, until it is over (see `start`)
 python -m dist_trainer.tracking.mlflow_sync RUN --once   what is there now (see `sync`)
@@ -245,7 +245,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _connect(run: RunFolder, timeout_s: float) -> MlflowRun:
+def reach(run: RunFolder, timeout_s: float) -> MlflowRun:
     # mlflow reads these at each request; its own retries would block for minutes
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(round(timeout_s))
@@ -270,7 +270,7 @@ def main() -> int:
     warnings.simplefilter("ignore")  # mlflow's imports; nobody can act on them
     if arguments.once:
         for run in arguments.runs:
-            problem, sent = carry_once(run, connect=_connect)
+            problem, sent = carry_once(run, connect=reach)
             left = count_left(run, SyncState.load(run))
             print(json.dumps(asdict(SyncReport(sent, left, page_command(run), problem))), flush=True)
         return 0
@@ -283,7 +283,7 @@ def main() -> int:
         importlib.import_module("mlflow")  # takes seconds, which are not MLflow's silence
 
     def connect(run: RunFolder, timeout_s: float) -> MlflowRun:
-        connected = _connect(run, timeout_s)
+        connected = reach(run, timeout_s)
         os.nice(_WHILE_CARRYING - os.nice(0))
         return connected
 

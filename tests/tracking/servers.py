@@ -19,7 +19,7 @@ from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.follower import carry_once
 from dist_trainer.tracking.heartbeat import Heartbeat
 from dist_trainer.tracking.journal import Journal
-from dist_trainer.tracking.mlflow_sync import _connect
+from dist_trainer.tracking.mlflow_sync import reach
 from tests.launchers.processes import wait_for
 
 LOSSES = [(step, 1 / (step + 1)) for step in range(100_000)]
@@ -104,7 +104,7 @@ def finish(run: RunFolder, state: Any = "finished", reason: str = "") -> None:
 
 def carry(run: RunFolder) -> int:
     """As `sync` does, without the seconds that a process takes to import mlflow."""
-    problem, sent = carry_once(run, connect=_connect)
+    problem, sent = carry_once(run, connect=reach)
     assert problem == ""
     return sent
 

@@ -16,7 +16,7 @@ from dist_trainer.adapters.file_lock import hold
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking import follower
 from dist_trainer.tracking.follower import carry_once, follow
-from dist_trainer.tracking.mlflow_sync import _connect, start
+from dist_trainer.tracking.mlflow_sync import reach, start
 from dist_trainer.tracking.run_end import RunEnd
 from dist_trainer.tracking.sync_state import SyncState
 from tests.launchers.processes import wait_for
@@ -42,12 +42,12 @@ pytestmark = [
 
 def test_a_second_process_on_one_run_leaves_at_once(run: RunFolder) -> None:
     with hold(run.path / "mlflow-sync.lock", held=lambda owner: AssertionError()):
-        problem, sent = carry_once(run, connect=_connect)
+        problem, sent = carry_once(run, connect=reach)
     assert (problem, sent) == ("another process is carrying this run and goes on by itself", 0)
 
 
 def follow_as_usual(run: RunFolder, end: RunEnd) -> None:
-    follow(run, end, connect=_connect, sample_every_s=1.0)
+    follow(run, end, connect=reach, sample_every_s=1.0)
 
 
 def test_a_process_waits_for_one_of_a_killed_attempt_that_still_drains(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_the_process_of_a_killed_attempt_leaves_the_end_to_the_one_that_goes_on(
     assert not end.is_gone_on(), "nobody trains it yet"
     with run.lock():
         assert end.is_gone_on()
-        follow(run, end, connect=_connect, sample_every_s=1.0)
+        follow(run, end, connect=reach, sample_every_s=1.0)
     assert not (run.path / "mlflow-sync.json").exists()
-    follow(run, end, connect=_connect, sample_every_s=1.0)
+    follow(run, end, connect=reach, sample_every_s=1.0)
     assert SyncState.load(run).status == "KILLED"
 
 

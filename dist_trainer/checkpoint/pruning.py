@@ -1,0 +1,130 @@
+"""Clears a run's checkpoints away that are not worth keeping, after every one that stays was read back whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dist_trainer.checkpoint.manifest import COMMIT, QUARANTINE, Checkpoint, parse_name
+from dist_trainer.checkpoint.retention import best, kept
+from dist_trainer.checkpoint.store import CheckpointStore
+from dist_trainer.config.schema import CheckpointConfig
+from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint
+
+SUPERSEDED, UNCOMMITTED, QUARANTINED = "not kept", "never committed", "in quarantine"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A folder that goes."""
+
+    checkpoint: Checkpoint
+    why: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What stays, each with why, and what goes. `damaged` ones were found so now: they stay, set aside."""
+
+    kept: dict[Checkpoint, list[str]]
+    removals: list[Removal]
+    damaged: dict[Checkpoint, str] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """All that goes."""
+        return sum(removal.size_bytes for removal in self.removals)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for a program."""
+        return {
+            "kept": [{"name": each.name, "step": each.step, "why": why} for each, why in self.kept.items()],
+            "removed": [
+                {
+                    "name": each.checkpoint.name,
+                    "step": each.checkpoint.step,
+                    "why": each.why,
+                    "bytes": each.size_bytes,
+                }
+                for each in self.removals
+            ],
+            "damaged": [{"name": each.name, "problem": problem} for each, problem in self.damaged.items()],
+            "bytes": self.size_bytes,
+        }
+
+
+def plan_pruning(store: CheckpointStore, config: CheckpointConfig, *, quarantined: bool) -> Pruning:
+    """What `config` keeps, every byte of it verified, and what goes: also what was never committed.
+
+    A damaged one does not count as kept, and the next good one stays in its place. Raises NoUsableCheckpoint where
+    there are checkpoints and none is good: then nothing is to go.
+    """
+    committed = store.committed()
+    good = [checkpoint for checkpoint, is_apart in committed if not is_apart]
+    damaged: dict[Checkpoint, str] = {}
+    proven: set[Checkpoint] = set()
+    while bad := _first_bad(store, [each for each in good if each.name in kept(good, config)], proven):
+        good.remove(bad[0])
+        damaged[bad[0]] = bad[1]
+    if committed and not good:
+        raise NoUsableCheckpoint(
+            f"{store.storage.url}: none of {len(committed)} checkpoints is whole, so none is removed; `dist-trainer "
+            "checkpoint verify` says what is wrong with each"
+        )
+    names = kept(good, config)
+    removals = [Removal(each, SUPERSEDED, _size(store, each)) for each in good if each.name not in names]
+    if quarantined:
+        apart = [checkpoint for checkpoint, is_apart in committed if is_apart]
+        removals += [Removal(each, QUARANTINED, _size(store, each)) for each in apart]
+    removals += [Removal(each, UNCOMMITTED, _size(store, each)) for each in _uncommitted(store)]
+    stays = {each: _reasons(each, good, config) for each in good if each.name in names}
+    return Pruning(stays, removals, damaged)
+
+
+def carry_out(store: CheckpointStore, pruning: Pruning) -> None:
+    """Set the damaged ones aside, and remove what goes; the oldest first, so that a failure leaves the newer."""
+    for checkpoint, problem in pruning.damaged.items():
+        store.set_aside(checkpoint, CorruptCheckpoint(problem))
+    for removal in sorted(pruning.removals, key=lambda removal: removal.checkpoint):
+        store.remove(removal.checkpoint)
+
+
+def _first_bad(
+    store: CheckpointStore, checkpoints: Sequence[Checkpoint], proven: set[Checkpoint]
+) -> tuple[Checkpoint, str] | None:
+    for checkpoint in checkpoints:
+        if checkpoint in proven:
+            continue
+        try:
+            store.verify(checkpoint)
+        except CorruptCheckpoint as error:
+            return checkpoint, str(error)
+        proven.add(checkpoint)
+    return None
+
+
+def _uncommitted(store: CheckpointStore) -> list[Checkpoint]:
+    found = []
+    for checkpoint in filter(None, map(parse_name, store.storage.list())):
+        name = checkpoint.name
+        # a listing may lag behind the marker: what goes for having none is asked itself
+        if not any(store.storage.exists(f"{name}/{marker}") for marker in (COMMIT, QUARANTINE)):
+            found.append(checkpoint)
+    return found
+
+
+def _size(store: CheckpointStore, checkpoint: Checkpoint) -> int:
+    name = checkpoint.name
+    return sum(store.storage.size(f"{name}/{file}") for file in store.storage.list(name))
+
+
+def _reasons(checkpoint: Checkpoint, good: Sequence[Checkpoint], config: CheckpointConfig) -> list[str]:
+    place, every = good.index(checkpoint), config.keep_every_steps
+    reasons = []
+    if place < config.keep_last:
+        reasons.append("the newest" if config.keep_last == 1 else f"of the last {config.keep_last}")
+    if config.keep_best and best(good, config.keep_best) == checkpoint:
+        reasons.append(f"best {config.keep_best.metric}")
+    if every and checkpoint.step % every == 0:
+        reasons.append(f"a multiple of {every} steps")
+    return reasons

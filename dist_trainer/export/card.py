@@ -1,0 +1,83 @@
+"""export.json: what somebody with an exported model's file alone has to know to use it.
+
+{"format": 1, "run", "run_id", "step", "checkpoint": its folder's name, "checkpoint_sha256": of its manifest,
+ "weights": "trained" | "averaged", "trained_with": precision, "torch": version,
+ "exported_as": "onnx", "method": "trace" | "script" | null, "files": {name: {"size", "sha256"}},
+ "inputs": [{"name", "shape": ["batch", 64], "dtype", "given": "by position" | "by name"}], "outputs": [...],
+ "classes": [names] | null, "preprocessing": [steps, in order] | null, "data": {"split", the data set's section},
+ "checked": {"batch_sizes", "tolerance", "largest_difference", "what"}}
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_trainer.checkpoint.manifest import Checkpoint
+from dist_trainer.config.redact import redact_value
+from dist_trainer.config.schema import Config
+from dist_trainer.export.example import Call, source_of
+from dist_trainer.export.request import Request
+from dist_trainer.export.shapes import described_inputs, described_outputs
+from dist_trainer.run_folder import RunFolder
+
+FORMAT = 1
+
+
+def make_card(
+    request: Request, config: Config, checkpoint: Checkpoint, calls: list[Call], datasets: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All but what is known only after the file was written and compared."""
+    run, split = RunFolder(Path(request.run)), source_of(datasets)
+    return {
+        "format": FORMAT,
+        "run": run.path.name,
+        "run_id": run.info().run_id,
+        "step": checkpoint.step,
+        "checkpoint": checkpoint.name,
+        "weights": "averaged" if config.train.ema_decay else "trained",
+        "trained_with": config.train.precision,
+        "torch": torch.__version__,
+        "exported_as": request.format,
+        "method": request.method if request.format == "torchscript" else None,
+        "inputs": described_inputs(calls),
+        "outputs": described_outputs(calls),
+        "classes": class_names(datasets[split]),
+        "preprocessing": preprocessing(datasets[split]),
+        "data": {"split": split, **_shown(getattr(config.data, split) or config.data.train)},
+    }
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """The data set's `classes`, in the order of the model's outputs; None where it names none."""
+    names = getattr(_whole(dataset), "classes", None)
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
+
+
+def preprocessing(dataset: Any) -> Any:
+    """What the data set does to a raw sample: its `preprocessing`, or the text of a torchvision `transform`."""
+    whole = _whole(dataset)
+    if (said := getattr(whole, "preprocessing", None)) is not None:
+        return said
+    transform = getattr(whole, "transform", None)
+    return [{"transform": repr(transform)}] if transform is not None else None
+
+
+def _whole(dataset: Any) -> Any:
+    """The data set that this is a part of: ours and torch's Subset keep it in the same place."""
+    while hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    return dataset
+
+
+def _shown(target: Any) -> dict[str, Any]:
+    return {key: _redacted(key, value) for key, value in target.model_dump().items()}
+
+
+def _redacted(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _redacted(f"{key}.{name}", item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_redacted(key, item) for item in value]
+    return redact_value(key, value) if isinstance(value, str) else value

@@ -1,0 +1,141 @@
+"""A model as a file of each format, by torch's own means; what torch cannot do is said with what works instead."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
+
+from dist_trainer.errors import ExportError
+from dist_trainer.export.example import Call
+from dist_trainer.export.request import FILES, Request
+from dist_trainer.export.shapes import described_inputs, described_outputs, dynamic_shapes
+
+_ONE_FILE_BYTES = 1_900_000_000  # protobuf's limit is 2 GiB, graph and all
+
+
+class _TakesOneWay(Exception):
+    """A trace would keep the one way that the example took."""
+
+
+def convert(request: Request, model: nn.Module, calls: list[Call], folder: Path) -> None:
+    """Write the model's files into `folder`. Raises ExportError with torch's first line and what works instead."""
+    writers: dict[str, Callable[[Path], None]] = {
+        "state_dict": lambda path: _write_state_dict(model, path),
+        "safetensors": lambda path: _write_safetensors(model, path),
+        "torch-export": lambda path: torch.export.save(_exported(model, calls), path),
+        "onnx": lambda path: _write_onnx(model, calls, path),
+        "torchscript": lambda path: _scripted(model, calls, request.method).save(str(path)),
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of its own parts; nobody can act on it
+            writers[request.format](folder / FILES[request.format])
+    except Exception as error:  # torch and its exporters raise anything
+        raise ExportError(
+            f"the model cannot be exported as {request.words}: {first_line(error)}; instead, "
+            f"{_works_instead(request, model, calls)} works"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, with its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines else "no message"
+    return said if isinstance(error, _TakesOneWay) else f"{type(error).__name__}: {said}"
+
+
+def _write_state_dict(model: nn.Module, path: Path) -> None:
+    torch.save(model.state_dict(), path)
+
+
+def _write_safetensors(model: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = model.state_dict()
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{', '.join(others)} is no tensor, and the format holds nothing else")
+    # each name with memory of its own: a tied tensor would be refused, and left out it would be missed
+    plain = {
+        name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()
+    }
+    save_file(plain, path, metadata={"format": "pt"})
+
+
+def _exported(model: nn.Module, calls: list[Call]) -> Any:
+    seven = calls[-1]
+    return torch.export.export(model, seven.args, seven.keywords, dynamic_shapes=dynamic_shapes(calls))
+
+
+def _write_onnx(model: nn.Module, calls: list[Call], path: Path) -> None:
+    size = sum(value.nbytes for value in model.state_dict().values() if isinstance(value, Tensor))
+    program = torch.onnx.export(
+        model,
+        calls[-1].args,
+        kwargs=calls[-1].keywords,
+        dynamic_shapes=dynamic_shapes(calls),
+        input_names=[entry["name"] for entry in described_inputs(calls)],
+        output_names=[entry["name"] for entry in described_outputs(calls)],
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path), external_data=size > _ONE_FILE_BYTES)
+
+
+def _scripted(model: nn.Module, calls: list[Call], method: str) -> Any:
+    return torch.jit.script(model) if method == "script" else _traced(model, calls)
+
+
+def _traced(model: nn.Module, calls: list[Call]) -> Any:
+    """The trace; _TakesOneWay where the model's way depends on the values that it is given."""
+    seven = calls[-1]
+    named = seven.named if seven.args and seven.keywords else seven.keywords  # it takes one kind or the other
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            model,
+            None if named else seven.args,
+            example_kwarg_inputs=named or None,
+            check_trace=False,
+            strict=False,
+        )
+    # torch warns of each size that is looked at too: torch.export tells those apart
+    if any(issubclass(each.category, TracerWarning) for each in seen):
+        _refuse_decisions(model, calls)
+    return traced
+
+
+def _refuse_decisions(model: nn.Module, calls: list[Call]) -> None:
+    try:
+        _exported(model, calls)
+    except Exception as error:
+        if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+            raise _TakesOneWay(
+                f"what it does depends on the values it is given, and a trace would keep the one way that the "
+                f"example took ({first_line(error)})"
+            ) from error
+
+
+def _works_instead(request: Request, model: nn.Module, calls: list[Call]) -> str:
+    """The first way that was tried and worked: the weights alone always do."""
+    ways: dict[str, Callable[[], Any]] = {
+        "--format torch-export": lambda: _exported(model, calls),
+        "--format torchscript --method script": lambda: torch.jit.script(model),
+        "--format torchscript --method trace": lambda: _traced(model, calls),
+    }
+    failed = f"--format {request.words.replace(' by', '')}"
+    for way, attempt in ways.items():
+        if way == failed:
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                attempt()
+        except Exception:  # that one does not work either
+            continue
+        return way
+    return "--format safetensors"

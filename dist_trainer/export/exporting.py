@@ -1,0 +1,218 @@
+"""The `export` command below the command line: one process writes, another one compares, and only then files appear.
+
+Everything is made in a folder beside the one it is for, and moved into it at the end: a failure leaves nothing.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_trainer.adapters.files import make_private_folder, replace_file, write_json
+from dist_trainer.config.load import read_sections
+from dist_trainer.config.redact import redact
+from dist_trainer.errors import ExportError, NoUsableCheckpoint, UsageError
+from dist_trainer.export.request import (
+    BATCH_SIZES,
+    FILES,
+    JOB,
+    MADE,
+    TOLERANCE,
+    WEIGHTS_ALONE,
+    Request,
+    read_answer,
+)
+from dist_trainer.run_folder import RunFolder
+
+CARD = "export.json"
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+_LAST_WORDS = 12  # lines of a process that failed
+_COMPARED = "max|got - model's| / max|model's| of each output, for rows of the run's own data"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the files are, and what export.json says of them."""
+
+    folder: Path
+    card: dict[str, Any]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The model's files."""
+        return [self.folder / name for name in self.card["files"]]
+
+
+def export(run: RunFolder, request: Request, output: Path | None) -> Exported:
+    """Write the model, compare it in a fresh process, and put it into `output` or the run's export folder.
+
+    Raises UsageError before anything starts, ExportError where torch cannot do it or the outputs differ, and what a
+    bad checkpoint or data set raises.
+    """
+    check_request(run, request)
+    folder = output.absolute() if output else run.path / "export" / request.format
+    check_place(run, folder)
+    with _work_folder(folder) as work:
+        request.write(work)
+        card = _written(run, work)
+        card["files"] = files_in(work / MADE)
+        card["checked"] = _checked(run, request, work, card)
+        _put(work / MADE, card, folder)
+    return Exported(folder, card)
+
+
+def check_request(run: RunFolder, request: Request) -> None:
+    """UsageError for what cannot be exported at all, with the remedy."""
+    if "model" not in read_sections(run.config_path):
+        raise UsageError(
+            f"run {run.path.name} was begun from Python, so its model is in no configuration; call fit() of the same "
+            "Trainer again, which gives its weights back at once, and export the model there with torch"
+        )
+    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
+    if request.format == "onnx" and missing:
+        raise UsageError(
+            f"--format onnx needs {', '.join(missing)}: pip install 'dist-trainer[onnx]', or pip install "
+            f"{' '.join(_ONNX)}"
+        )
+    if not run.info().working_folder.is_dir():
+        raise UsageError(
+            f"{run.info().working_folder}: the folder that run {run.path.name} was begun in is gone, and with it the "
+            "modules and data that its configuration names; bring it back"
+        )
+
+
+def check_place(run: RunFolder, folder: Path) -> None:
+    """UsageError where files stand that are not an earlier export of this run."""
+    there = [name for name in (*FILES.values(), CARD) if os.path.lexists(folder / name)]
+    if there and _owner_of(folder) != run.info().run_id:
+        raise UsageError(
+            f"{folder / there[0]} is there already, and is no export of run {run.path.name}; move it away, or give "
+            "another --output"
+        )
+
+
+def _owner_of(folder: Path) -> str | None:
+    """The id of the run that the export there is of."""
+    try:
+        found = json.loads((folder / CARD).read_text())
+    except (OSError, ValueError):
+        return None
+    return str(found["run_id"]) if isinstance(found, dict) and "run_id" in found else None
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """A folder of ours in `folder`, which is made; both are gone after a failure, if they were not there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_private_folder(folder)
+    work = Path(tempfile.mkdtemp(prefix=".work-", dir=folder))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        for path in missing:
+            with suppress(OSError):  # it has the export
+                path.rmdir()
+
+
+def _put(made: Path, card: dict[str, Any], folder: Path) -> None:
+    """Move the files to where they belong, export.json last; those of an earlier export that are not in it go."""
+    for name in set(FILES.values()) - card["files"].keys():
+        (folder / name).unlink(missing_ok=True)
+    (folder / CARD).unlink(missing_ok=True)  # of other files than those that come now
+    for name in card["files"]:
+        with (made / name).open("rb") as file:
+            os.fsync(file.fileno())
+        (made / name).replace(folder / name)
+    replace_file(folder / CARD, (json.dumps(card, indent=1) + "\n").encode())
+
+
+def _written(run: RunFolder, work: Path) -> dict[str, Any]:
+    """What the writer says of the files that it made; raises what it raised."""
+    command = ["-m", "dist_trainer.export.writer", str(work)]
+    words = _run(command, folder=run.info().working_folder)
+    try:
+        answer = read_answer(work)
+    except FileNotFoundError:
+        raise ExportError(f"the process that exports ended without a word:\n{words}") from None
+    if "problem" in answer:
+        kinds = {kind.exit_code: kind for kind in (ExportError, UsageError, NoUsableCheckpoint)}
+        raise kinds.get(answer["exit_code"], ExportError)(answer["problem"])
+    card: dict[str, Any] = answer["card"]
+    return card
+
+
+def _checked(run: RunFolder, request: Request, work: Path, card: dict[str, Any]) -> dict[str, Any]:
+    """Load the file in a fresh process and compare its outputs. ExportError where they are not the model's."""
+    name = FILES[request.format]
+    job = json.loads((work / JOB).read_text())
+    job |= {"format": request.format, "run": str(run.path), "path": str(work / MADE / name)}
+    write_json(work / JOB, {**job, "sha256": card["files"][name]["sha256"]})
+    if request.format in WEIGHTS_ALONE:
+        command = ["-m", "dist_trainer.export.reloading", str(work / JOB)]
+        found = _results(_run(command, folder=run.info().working_folder))
+    else:
+        script = Path(__file__).with_name("loading.py")
+        found = _results(_run(["-P", str(script), str(work / JOB)], folder=work))
+    for call in found:
+        if call["problem"]:
+            raise ExportError(
+                f"exported as {request.words}, the model does not give the same for a batch of {call['rows']}: "
+                f"{call['problem']}, and {TOLERANCE:g} of that is accepted; nothing was kept. --format safetensors "
+                "keeps the weights exactly"
+            )
+    return {
+        "batch_sizes": list(BATCH_SIZES),
+        "tolerance": TOLERANCE,
+        "largest_difference": max(call["difference"] for call in found),
+        "what": _COMPARED,
+        "without_dist_trainer": request.format not in WEIGHTS_ALONE,
+    }
+
+
+def _results(output: str) -> list[dict[str, Any]]:
+    """The comparison's one line; ExportError with its last words where the file could not even be loaded."""
+    lines = output.strip().splitlines()
+    try:
+        found: list[dict[str, Any]] = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        words = redact("\n".join(lines[-_LAST_WORDS:]))
+        raise ExportError(
+            f"what was written cannot be loaded in a fresh process, and nothing was kept:\n{words}"
+        ) from None
+    return found
+
+
+def _run(arguments: Sequence[str], *, folder: Path) -> str:
+    """What Python prints with these arguments, to its end, which comes with ours."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    return done.stdout
+
+
+def files_in(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each file."""
+    return {path.name: _record(path) for path in sorted(folder.iterdir())}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
