@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a module imports from its own part and from lines below
     {"cli"},
     {"planning"},
-    {"diagnose"},
+    {"diagnose", "doctor"},
     {"sweeps"},
     {"jobs"},
     {"slurm"},
@@ -42,7 +42,7 @@ OWNERS = {
     "mlflow": {"tracking/mlflow_sync.py"},
     "submitit": {"slurm/script.py"},
     "torch.distributed.elastic": {"launchers/agent.py"},
-    "torch.distributed": {"adapters/distributed.py", "launchers/agent.py"},
+    "torch.distributed": {"adapters/distributed.py", "adapters/all_reduce_times.py", "launchers/agent.py"},
     "typer": {
         "cli/__init__.py",
         "cli/words.py",
@@ -62,6 +62,7 @@ READ_THE_ENVIRONMENT = {
     "config/references.py",  # what ${env:NAME} refers to
     "config/redact.py",  # which values are secret
     "adapters/allocator.py",  # what the user told the C library
+    "adapters/interfaces.py",  # which network interface the user named
     "adapters/place.py",  # torchrun's variables
     "adapters/slurm_job.py",  # SLURM's variables in a job
     "launchers/forkserver.py",  # what workers start with
