@@ -42,7 +42,7 @@ def examine(
         Check("CPU cores", partial(machine.check_cores, subject)),
         Check("/dev/shm", partial(machine.check_shared_memory, subject)),
         Check("open files", partial(machine.check_open_files, subject)),
-        *_disk_checks(subject),
+        *_disk_checks(subject, is_tried_together=bool(more)),
         Check("checkpoints", partial(check_store, subject), within_s=_STORE_S, advice=_STORE),
         Check("MLflow", partial(check_mlflow, subject), within_s=12.0),
         *more,
@@ -52,8 +52,8 @@ def examine(
     return run_checks(checks)
 
 
-def _disk_checks(subject: Subject) -> Iterator[Check]:
-    many, runs = subject.config.slurm.nodes > 1, subject.runs
+def _disk_checks(subject: Subject, *, is_tried_together: bool) -> Iterator[Check]:
+    many, runs = subject.config.slurm.nodes > 1 and not is_tried_together, subject.runs
     yield Check(RUN_FOLDER, partial(check_promises, RUN_FOLDER, runs), _DISK_S, _DISK)
     yield Check("file system", partial(check_kind, "file system", runs, many_nodes=many), _DISK_S, _DISK)
     yield Check("free space", partial(check_room, "free space", runs), _DISK_S, _DISK)

@@ -11,7 +11,7 @@ from dist_trainer.doctor.subject import Subject
 
 SHARED_MEMORY = Path("/dev/shm")
 _SHARED_MEMORY_GB_EACH = 0.25  # a few batches of images under way, for each loader process
-_LITTLE_SHARED_MEMORY_GB = 0.1  # a container's default is 64 MB
+_LITTLE_SHARED_MEMORY_GB, _ENOUGH_SHARED_MEMORY_GB = 0.1, 8.0  # a container's default is 64 MB
 _FILES_EACH = 64  # of a rank or loader process: sockets, shards, shared batches
 _FILES_AT_LEAST, _FILES_NEEDED = 1024, 128
 _CGROUP = Path("/sys/fs/cgroup")
@@ -57,7 +57,8 @@ def check_shared_memory(subject: Subject, place: Path = SHARED_MEMORY) -> Iterat
         advice = f"mount a tmpfs at {place}; data.num_workers=0 does without it"
         yield Finding(str(place), state, f"cannot be used: {_words(error)}", advice)
         return
-    wanted_gb = max(_LITTLE_SHARED_MEMORY_GB, subject.workers * each * _SHARED_MEMORY_GB_EACH)
+    loaders_gb = subject.workers * each * _SHARED_MEMORY_GB_EACH
+    wanted_gb = min(_ENOUGH_SHARED_MEMORY_GB, max(_LITTLE_SHARED_MEMORY_GB, loaders_gb))
     if free_gb >= wanted_gb:
         yield Finding(str(place), "fine", measured={"free_gb": free_gb})
         return

@@ -68,15 +68,11 @@ def _server(uri: str) -> Finding:
 
 def _no_mlflow(place: str, code: int) -> Finding:
     if code in (401, 403):
-        words, advice = (
-            f"{place} wants a login (HTTP {code})",
-            "set MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN",
-        )
+        words = f"{place} wants a login (HTTP {code})"
+        advice = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     else:
-        words, advice = (
-            f"{place} answers with HTTP {code}",
-            "is it MLflow that answers there? tracking.uri names it",
-        )
+        words = f"{place} answers with HTTP {code}"
+        advice = "tracking.uri: is it MLflow that answers there?"
     return Finding(NAME, "warning", words, f"{advice}; {_LATER}")
 
 

@@ -8,6 +8,7 @@ from dist_trainer.doctor.findings import Finding, State
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _LOCAL = {"ext4", "ext3", "ext2", "xfs", "btrfs", "zfs", "f2fs", "bcachefs"}
+_NO_DISK = {"proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2"}
 _SHARED = {
     "nfs",
     "nfs4",
@@ -70,6 +71,8 @@ def check_kind(name: str, folder: Path, *, many_nodes: bool) -> Iterator[Finding
 def judge(mount: Mount, *, many_nodes: bool) -> tuple[State, str, str]:
     """How good it is for runs: the state, words to follow its kind, and what to do."""
     kind, options = mount.kind, mount.options
+    if kind in _NO_DISK:
+        return "broken", ", no disk", "choose another place with --runs"
     if "ro" in options:
         return "broken", ", mounted read-only", "choose another place with --runs"
     if kind.startswith("nfs") and "soft" in options:

@@ -13,7 +13,7 @@ from dist_trainer.doctor.file_system import judge_clock, nearest, scratch, words
 from dist_trainer.doctor.findings import Finding, State, with_measured
 from dist_trainer.doctor.node import BLIND, Report, Request
 from dist_trainer.doctor.subject import Subject
-from dist_trainer.doctor.together import arrived
+from dist_trainer.doctor.together import SHARED, arrived
 from dist_trainer.errors import DistTrainerError
 from dist_trainer.slurm.on_nodes import OnNodes, on_nodes, python
 from dist_trainer.slurm.reasons import why_it_waits
@@ -102,11 +102,13 @@ def _reports(folder: Path, size: int) -> list[Report]:
 
 def _of_nodes(reports: Sequence[Report]) -> Iterator[Finding]:
     for report in reports:
-        yield from (replace(finding, nodes=(report.node,)) for finding in report.findings)
+        for finding in report.findings:  # what is shared is told by the first node, for all of them
+            is_of_all = finding.name.startswith(SHARED) and len(reports) > 1
+            yield finding if is_of_all else replace(finding, nodes=(report.node,))
 
 
 def _of_all(reports: Sequence[Report], running: OnNodes, size: int) -> Iterator[Finding]:
-    blind = [line.split()[1] for line in running.heard if line.startswith(f"{BLIND} ")]
+    blind = sorted(line.split()[1] for line in running.heard if line.startswith(f"{BLIND} "))
     if blind:
         words = "the folder of runs is not there, or not the one of this machine"
         advice = "--runs must be on a file system that every node sees, under the same path"

@@ -27,6 +27,7 @@ from dist_trainer.doctor.findings import Finding
 from dist_trainer.doctor.ranks import Across
 from dist_trainer.errors import DistTrainerError
 
+SHARED = "shared"  # the names of what is told once for all nodes begin with it
 ARRIVE_WITHIN_S = 30.0
 TOGETHER_WITHIN_S = 60.0
 _SEEN_WITHIN_S = 40.0  # a cache of an NFS client may keep what is old for 30 s, or for a minute
@@ -151,7 +152,7 @@ class Nodes:
         blind = [str(rank) for rank in range(1, self.size) if not self._pong(rank).is_locked]
         if blind:
             words = f"a lock of the first node does not hold on node {', '.join(blind)}"
-            advice = "two nodes could train one run at once: mount it with locks (NFS without nolock, Lustre with flock)"
+            advice = "two nodes could train one run at once: mount it with locks (NFS without nolock, Lustre flock)"
             yield Finding("shared locks", "broken", words, advice)
         else:
             yield Finding("shared locks", "fine", "one holder on all nodes")
