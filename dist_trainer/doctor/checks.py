@@ -49,7 +49,7 @@ class _Running(threading.Thread):
             for finding in self.check.find():
                 self._found.append(finding)
         except Exception as error:  # whatever it is, it is what was found
-            self._found.append(failed(self.check.name, error))
+            self._found.append(failed(self.check, error))
         self._is_done = True
 
     def findings(self) -> list[Finding]:
@@ -60,11 +60,11 @@ class _Running(threading.Thread):
         return [_redacted(each) for each in found]
 
 
-def failed(name: str, error: BaseException) -> Finding:
-    """An error that no check expected."""
+def failed(check: Check, error: BaseException) -> Finding:
+    """An error that the check did not expect."""
     lines = str(error).strip().splitlines() or [""]
     words = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
-    return Finding(name, "broken", words[:_LENGTH])
+    return Finding(check.name, "broken", words[:_LENGTH], check.advice)
 
 
 def _redacted(finding: Finding) -> Finding:
