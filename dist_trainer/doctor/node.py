@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import distributions
@@ -64,6 +65,8 @@ def main(folder: Path) -> None:
         return
     nodes = Nodes(folder, job)
     nodes.arrive()
+    with suppress(DistTrainerError):  # who does not come is told of by the checks
+        nodes.all_here()
     reached = signalled.wait(_SIGNAL_WITHIN_S)
     findings = [_signal_finding(reached), *_examine(request, nodes)]
     report = Report(job.node, tuple(findings), _clock(folder), _versions())

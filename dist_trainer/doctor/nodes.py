@@ -13,9 +13,9 @@ from dist_trainer.doctor.file_system import judge_clock, nearest, scratch, words
 from dist_trainer.doctor.findings import Finding, State, with_measured
 from dist_trainer.doctor.node import BLIND, Report, Request
 from dist_trainer.doctor.subject import Subject
-from dist_trainer.doctor.together import SHARED, arrived
+from dist_trainer.doctor.together import ARRIVE_WITHIN_S, SHARED, arrived
 from dist_trainer.errors import DistTrainerError
-from dist_trainer.slurm.on_nodes import OnNodes, on_nodes, python
+from dist_trainer.slurm.on_nodes import OnNodes, on_nodes, python, wait_until_over
 from dist_trainer.slurm.reasons import why_it_waits
 from dist_trainer.slurm.scheduler import SchedulerUnavailable
 
@@ -54,7 +54,7 @@ def _wait(
 ) -> Finding | None:
     """Wait for the nodes to arrive, send them the signal that they wait for, and wait for their end."""
     deadline, asked, told = time.monotonic() + wait_s, 0.0, ""
-    while not running.is_over and len(arrived(folder, size)) < size and not running.heard:
+    while not (running.is_over or arrived(folder, size) or _blind(running)):
         if time.monotonic() - asked > _ASK_EVERY_S and (reason := running.why_it_waits()) is not None:
             asked = time.monotonic()
             if (words := f"job {running.own_job} waits: {why_it_waits(reason)}") != told:
@@ -64,24 +64,29 @@ def _wait(
             return _never_began(running, wait_s, told)
         time.sleep(_POLL_S)
     _send_signal(running, folder, size)
-    end = time.monotonic() + _NODES_WITHIN_S
-    while not running.is_over and time.monotonic() < end:
-        time.sleep(_POLL_S)
+    wait_until_over(running, _NODES_WITHIN_S)
     return None
 
 
+def _blind(running: OnNodes) -> list[str]:
+    """The nodes that say that they do not see the folder."""
+    return sorted(line.split()[1] for line in running.heard if line.startswith(f"{BLIND} "))
+
+
 def _never_began(running: OnNodes, wait_s: float, told: str) -> Finding:
-    words = told or running.said or "nothing was heard of the nodes"
+    words = told or running.said or "nothing was heard of them"
     advice = (
         "--slurm-wait waits longer; in a job that is there (salloc, then the same command) it need not wait"
     )
-    return Finding("SLURM", "warning", f"{words}; no longer waited for after {wait_s:g} s", advice)
+    return Finding(_ALL, "warning", f"{words}; no longer waited for after {wait_s:g} s", advice)
 
 
 def _send_signal(running: OnNodes, folder: Path, size: int) -> None:
     """Once all have arrived, or those who come have."""
-    deadline = time.monotonic() + 5.0
-    while len(found := arrived(folder, size)) < size and not running.is_over and time.monotonic() < deadline:
+    deadline = time.monotonic() + ARRIVE_WITHIN_S
+    while len(found := arrived(folder, size)) + len(_blind(running)) < size:
+        if running.is_over or time.monotonic() > deadline:
+            break
         time.sleep(_POLL_S)
     if found:
         running.signal(next(iter(found.values())).step)
@@ -108,7 +113,7 @@ def _of_nodes(reports: Sequence[Report]) -> Iterator[Finding]:
 
 
 def _of_all(reports: Sequence[Report], running: OnNodes, size: int) -> Iterator[Finding]:
-    blind = sorted(line.split()[1] for line in running.heard if line.startswith(f"{BLIND} "))
+    blind = _blind(running)
     if blind:
         words = "the folder of runs is not there, or not the one of this machine"
         advice = "--runs must be on a file system that every node sees, under the same path"

@@ -8,7 +8,7 @@ from pathlib import Path
 from dist_trainer.doctor.checks import Check, run_checks
 from dist_trainer.doctor.cluster import check_cluster
 from dist_trainer.doctor.examine import examine
-from dist_trainer.doctor.findings import STATES, Finding, exit_code
+from dist_trainer.doctor.findings import STATES, Finding, exit_code, worst
 from dist_trainer.doctor.nodes import examine_nodes, fold
 from dist_trainer.doctor.subject import Subject, subject_of
 
@@ -31,6 +31,8 @@ def _nodes(subject: Subject, minutes: int, wait_s: float) -> list[Finding]:
     def say(words: str) -> None:
         print(words, file=sys.stderr, flush=True)
 
+    if worst(settings) == "broken":
+        return [*settings, Finding("nodes", "skipped", "not asked for, since SLURM would not give them")]
     return [*settings, *examine_nodes(subject, minutes=minutes, wait_s=wait_s, say=say)]
 
 

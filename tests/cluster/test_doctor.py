@@ -57,7 +57,7 @@ def test_a_job_that_does_not_start_is_no_longer_waited_for_and_ended(cluster: Cl
         cluster.wait_for_state(urgent, "RUNNING")
         code, found, said = doctor(cluster.folder, "--slurm-wait", "6")
     assert code == 0
-    (waits,) = [each for each in found["findings"] if each["state"] == "warning" and each["name"] == "SLURM"]
+    (waits,) = [each for each in found["findings"] if each["state"] == "warning" and each["name"] == "nodes"]
     assert "no longer waited for after 6 s" in waits["found"]
     assert "waits" in said
     assert "dist-trainer-doctor" not in slurm(
