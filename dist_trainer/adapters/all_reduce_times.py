@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+__all__ = ["Store", "Times", "gloo_times", "nccl_times", "nccl_version", "store_at"]
 
 _SMALL = 2  # numbers of 4 bytes: less than any packet
 _LARGE_BYTES = 16_000_000
@@ -29,13 +30,8 @@ class Times:
     bandwidth_gb_s: float
 
 
-def store_in_file(path: Path, size: int) -> Store:
-    """Where the processes of one machine meet: a file that none of them has made yet."""
-    return FileStore(str(path), size)
-
-
 def store_at(address: str, port: int, size: int, *, listens_by: int | None, timeout_s: float) -> Store:
-    """Where the processes of several machines meet. Who has the descriptor of a listening socket serves it."""
+    """Where the processes meet. Who has the descriptor of a socket that listens there serves it."""
     return TCPStore(
         address,
         port,

@@ -10,7 +10,6 @@ from dist_trainer.doctor.file_system import check_clock, check_promises, check_r
 from dist_trainer.doctor.findings import Finding
 from dist_trainer.doctor.mlflow_server import check_mlflow
 from dist_trainer.doctor.mounts import check_kind
-from dist_trainer.doctor.ranks import Across
 from dist_trainer.doctor.stores import check_store
 from dist_trainer.doctor.subject import Subject
 
@@ -28,7 +27,7 @@ _STORE = (
 def examine(
     subject: Subject,
     *,
-    across: Callable[[], Across | None] = lambda: None,
+    across: Callable[[], network.Across | None] = lambda: None,
     more: Sequence[Check] = (),
     with_cluster: bool = True,
 ) -> list[Finding]:

@@ -8,18 +8,26 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
 from dist_trainer.adapters.interfaces import interfaces, named_interfaces
 from dist_trainer.adapters.records import read_record
 from dist_trainer.doctor.findings import Finding
-from dist_trainer.doctor.ranks import Across, Plan
+from dist_trainer.doctor.ranks import Meeting, Plan
 from dist_trainer.doctor.subject import Subject
 from dist_trainer.launchers.workers import gpus_by_driver
 
 _LAST_WORDS = 300
+_AT_MOST = 8  # a machine with containers may have any number of interfaces
 RANKS_WITHIN_S = 30.0  # importing torch from a slow disk takes most of it
+
+
+@dataclass(frozen=True)
+class Across:
+    """How this node's rank meets those of the others, and the interfaces that all of them have."""
+
+    meeting: Meeting
+    interfaces: tuple[str, ...]
 
 
 def check_names(subject: Subject) -> Iterator[Finding]:
@@ -70,17 +78,16 @@ def _host_name(subject: Subject, name: str, address: str, others: Sequence[str])
 
 def check_ranks(subject: Subject, across: Callable[[], Across | None] = lambda: None) -> Iterator[Finding]:
     """Two ranks over each interface, and one on each GPU; `across` is waited for, and adds those of other nodes."""
-    names = tuple(each.name for each in interfaces())
-    device = subject.config.launch.device
-    with tempfile.TemporaryDirectory(prefix="dist-trainer-doctor-") as folder:
-        plan = Plan(
-            interfaces=names,
-            folder=folder,
-            has_to_have_gpus=device == "cuda" or (device == "auto" and gpus_by_driver() > 0),
-            uses_gpus=device != "cpu",
-            across=across(),
-        )
-        yield from _as_it_matters(_run(plan), set(named_interfaces(subject.config.launch.env).values()))
+    named = named_interfaces(subject.config.launch.env)
+    device, others = subject.config.launch.device, across()
+    plan = Plan(
+        interfaces=tuple(each.name for each in interfaces()[:_AT_MOST]),
+        has_to_have_gpus=device == "cuda" or (device == "auto" and gpus_by_driver() > 0),
+        uses_gpus=device != "cpu",
+        across=others.meeting if others else None,
+        common=others.interfaces if others else (),
+    )
+    yield from _as_it_matters(_run(plan), set(named.values()))
 
 
 def _as_it_matters(findings: Iterator[Finding], named: set[str]) -> Iterator[Finding]:
@@ -96,7 +103,7 @@ def _run(plan: Plan) -> Iterator[Finding]:
     listening = (plan.across.listens_by,) if plan.across and plan.across.listens_by is not None else ()
     command = [sys.executable, "-m", "dist_trainer.doctor.ranks", json.dumps(asdict(plan))]
     with (
-        (Path(plan.folder) / "errors").open("w+b") as errors,
+        tempfile.TemporaryFile() as errors,
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, pass_fds=listening
         ) as process,

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_trainer.adapters.interpreter import importing, leave
 from dist_trainer.adapters.privacy import keep_private
@@ -19,32 +19,52 @@ from dist_trainer.adapters.records import read_record
 from dist_trainer.doctor.findings import Finding
 from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 
+if TYPE_CHECKING:
+    from dist_trainer.adapters.all_reduce_times import Store
+
+_HERE = "127.0.0.1"
 _TIMEOUT_S = 3.0  # on one machine; nothing there takes a tenth of it
-_ACROSS_S = 8.0
-_NAME_WORKERS = "launch.env: {{GLOO_SOCKET_IFNAME: ...}} names another interface than {}"
+_NCCL_S, _ACROSS_S = 20.0, 8.0
+_NCCL_ADVICE = (
+    "NCCL_DEBUG=INFO before the command tells more; fewer launch.workers_per_node may do without a GPU"
+)
 
 
 @dataclass(frozen=True)
-class Across:
-    """This node among those of a job, and where the first one listens, by an inherited descriptor."""
+class Meeting:
+    """Where ranks meet, and which this one is; the first one serves it, by an inherited listening socket."""
 
     address: str
     port: int
     rank: int
     size: int
-    interfaces: tuple[str, ...]
     listens_by: int | None = None
+
+    def open(self, *, timeout_s: float) -> "Store":
+        """The store that they share. RuntimeError where the first rank cannot be reached."""
+        from dist_trainer.adapters.all_reduce_times import store_at
+
+        return store_at(self.address, self.port, self.size, listens_by=self.listens_by, timeout_s=timeout_s)
+
+    def leave(self, store: "Store", *, timeout_s: float) -> None:
+        """The first rank is the store: it stays until the others have done with it."""
+        deadline = time.monotonic() + timeout_s
+        store.add("done", 1)
+        while (
+            self.listens_by is not None and store.add("done", 0) < self.size and time.monotonic() < deadline
+        ):
+            time.sleep(0.01)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be tried."""
+    """What is to be tried; `across` is the meeting with other nodes, over the interfaces that all of them have."""
 
     interfaces: tuple[str, ...]
-    folder: str  # empty, of this start alone
     has_to_have_gpus: bool = False
     uses_gpus: bool = True
-    across: Across | None = None
+    across: Meeting | None = None
+    common: tuple[str, ...] = ()
 
 
 def main(plan: Plan) -> None:
@@ -52,16 +72,16 @@ def main(plan: Plan) -> None:
     with importing():
         import torch
     _tell(Finding("torch", "fine", f"{torch.__version__}, imported"))
-    _fork(2, lambda rank: _gloo(plan, rank))
+    _fork(2, lambda meeting: _gloo(meeting, "gloo on", plan.interfaces, _TIMEOUT_S))
     gpus = _count_gpus() if plan.uses_gpus else 0
     _tell(_cuda(plan, gpus))
-    if gpus:
-        _fork(gpus, lambda rank: _nccl(plan, rank, gpus))
-    else:
+    if not gpus:
         _tell(Finding("NCCL", "skipped", "no GPU to try it on"))
-    if plan.across is not None:
-        across = plan.across
-        _fork(1, lambda rank: _between_nodes(across))
+    elif any(codes := _fork(gpus, _nccl)):
+        _tell(Finding("NCCL", "broken", f"a rank ended with {min(codes)}, on {_gpus(gpus)}", _NCCL_ADVICE))
+    if (across := plan.across) is not None:
+        _forked(across, lambda meeting: _between_nodes(meeting, plan.common))
+        os.wait()
 
 
 def _count_gpus() -> int:
@@ -80,7 +100,7 @@ def _cuda(plan: Plan, gpus: int) -> Finding:
     if not plan.uses_gpus:
         return Finding("CUDA", "skipped", "launch.device is cpu")
     if gpus:
-        return Finding("CUDA", "fine", f"{gpus} GPU{'s' if gpus > 1 else ''}, torch is built for CUDA {cuda}")
+        return Finding("CUDA", "fine", f"{_gpus(gpus)}, torch is built for CUDA {cuda}")
     if not plan.has_to_have_gpus:
         return Finding("CUDA", "skipped", "no GPU")
     if cuda is None:
@@ -94,65 +114,47 @@ def _cuda(plan: Plan, gpus: int) -> Finding:
     return Finding("CUDA", "broken", words, f"{advice}; launch.device=cpu does without")
 
 
-def _gloo(plan: Plan, rank: int) -> Iterator[Finding]:
-    from dist_trainer.adapters.all_reduce_times import gloo_times, store_in_file
+def _gloo(meeting: Meeting, label: str, interfaces: Sequence[str], timeout_s: float) -> Iterator[Finding]:
+    from dist_trainer.adapters.all_reduce_times import gloo_times
 
-    store = store_in_file(Path(plan.folder) / "gloo", 2)
-    for name in plan.interfaces:
+    store = meeting.open(timeout_s=timeout_s)
+    for interface in interfaces:
+        name = f"{label} {interface}"
         try:
-            times = gloo_times(store, rank, 2, interface=name, timeout_s=_TIMEOUT_S)
+            times = gloo_times(store, meeting.rank, meeting.size, interface=interface, timeout_s=timeout_s)
         except RuntimeError as error:
-            yield _no_way(f"gloo on {name}", error, name)
+            advice = f"launch.env: {{GLOO_SOCKET_IFNAME: ...}} names another interface than {interface}"
+            yield Finding(name, "warning", f"no way: {_first_line(error)}", advice)
         else:
-            yield Finding(f"gloo on {name}", "fine", measured=asdict(times))
+            yield Finding(name, "fine", measured=asdict(times))
+    meeting.leave(store, timeout_s=timeout_s)
 
 
-def _nccl(plan: Plan, rank: int, size: int) -> Iterator[Finding]:
-    from dist_trainer.adapters.all_reduce_times import nccl_times, nccl_version, store_in_file
+def _nccl(meeting: Meeting) -> Iterator[Finding]:
+    from dist_trainer.adapters.all_reduce_times import nccl_times, nccl_version
 
-    version = f"{nccl_version()} on {size} GPU{'s' if size > 1 else ''}"
+    version = f"{nccl_version()} on {_gpus(meeting.size)}"
+    store = meeting.open(timeout_s=_NCCL_S)
     try:
-        times = nccl_times(store_in_file(Path(plan.folder) / "nccl", size), rank, size, timeout_s=20)
+        times = nccl_times(store, meeting.rank, meeting.size, timeout_s=_NCCL_S)
     except RuntimeError as error:
-        words = f"{version}: {_first_line(error)}"
-        yield Finding("NCCL", "broken", words, "NCCL_DEBUG=INFO dist-trainer train ... tells more")
+        yield Finding("NCCL", "broken", f"{version}: {_first_line(error)}", _NCCL_ADVICE)
     else:
         yield Finding("NCCL", "fine", version, measured=asdict(times))
+    meeting.leave(store, timeout_s=_NCCL_S)
 
 
-def _between_nodes(across: Across) -> Iterator[Finding]:
-    from dist_trainer.adapters.all_reduce_times import gloo_times, store_at
-
-    place = f"{across.address}:{across.port}"
+def _between_nodes(meeting: Meeting, interfaces: Sequence[str]) -> Iterator[Finding]:
     try:
-        store = store_at(
-            across.address, across.port, across.size, listens_by=across.listens_by, timeout_s=_ACROSS_S
-        )
+        yield from _gloo(meeting, "nodes over", interfaces, _ACROSS_S)
     except RuntimeError as error:
-        words = f"the first node at {place} cannot be reached: {_first_line(error)}"
+        words = f"no way to the first node at {meeting.address}:{meeting.port}: {_first_line(error)}"
         advice = "its name must lead to it from every node, and no firewall may keep the nodes' ports from each other"
         yield Finding("between nodes", "broken", words, advice)
-        return
-    for name in across.interfaces:
-        try:
-            times = gloo_times(store, across.rank, across.size, interface=name, timeout_s=_ACROSS_S)
-        except RuntimeError as error:
-            yield _no_way(f"nodes over {name}", error, name)
-        else:
-            yield Finding(f"nodes over {name}", "fine", measured=asdict(times))
-    _wait_for_all(across, store)
 
 
-def _wait_for_all(across: Across, store: object) -> None:
-    """The first node's process is the store: it stays until the others have done with it."""
-    add, deadline = getattr(store, "add"), time.monotonic() + _ACROSS_S  # noqa: B009
-    add("done", 1)
-    while across.listens_by is not None and add("done", 0) < across.size and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-def _no_way(name: str, error: RuntimeError, interface: str) -> Finding:
-    return Finding(name, "warning", f"no way: {_first_line(error)}", _NAME_WORKERS.format(interface))
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'s' if count > 1 else ''}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -161,22 +163,27 @@ def _first_line(error: BaseException) -> str:
     return line.rpartition("] ")[2][:200]
 
 
-def _fork(count: int, act: Callable[[int], Iterator[Finding]]) -> None:
-    """Processes that have torch already; what the first one finds is told."""
-    sys.stdout.flush()
-    pids = [_forked(rank, act) for rank in range(count)]
-    for pid in pids:
-        os.waitpid(pid, 0)
+def _fork(size: int, act: Callable[[Meeting], Iterator[Finding]]) -> list[int]:
+    """Ranks on this machine, that have torch already, to their end; their exit codes."""
+    from dist_trainer.adapters.place import listen_on
+
+    port, descriptor = listen_on(_HERE)
+    first = Meeting(_HERE, port, 0, size, descriptor)
+    others = [Meeting(_HERE, port, rank, size) for rank in range(1, size)]
+    pids = [_forked(meeting, act) for meeting in (first, *others)]
+    os.close(descriptor)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
-def _forked(rank: int, act: Callable[[int], Iterator[Finding]]) -> int:
+def _forked(meeting: Meeting, act: Callable[[Meeting], Iterator[Finding]]) -> int:
+    """A rank; what the first one on this machine finds is told."""
     if pid := os.fork():
         return pid
     code = 1
     try:
         kill_me_with_my_parent()
-        for finding in act(rank):
-            if rank == 0:
+        for finding in act(meeting):
+            if meeting.rank == 0 or meeting.address != _HERE:
                 _tell(finding)
         code = 0
     except BaseException:

@@ -24,7 +24,8 @@ from dist_trainer.adapters.records import read_record
 from dist_trainer.adapters.slurm_job import SlurmJob
 from dist_trainer.doctor.file_system import is_locked
 from dist_trainer.doctor.findings import Finding
-from dist_trainer.doctor.ranks import Across
+from dist_trainer.doctor.network import Across
+from dist_trainer.doctor.ranks import Meeting
 from dist_trainer.errors import DistTrainerError
 
 SHARED = "shared"  # the names of what is told once for all nodes begin with it
@@ -118,11 +119,11 @@ class Nodes:
             port = _wait(lambda: _read(Port, self.folder / "port.json"), ARRIVE_WITHIN_S)
             if port is None:
                 raise DistTrainerError("the first node does not say where it listens")
-            return Across(port.address, port.port, self.rank, self.size, names)
+            return Across(Meeting(port.address, port.port, self.rank, self.size), names)
         address = _reachable(all_here[0])
         number, descriptor = listen(address)
         write_json(self.folder / "port.json", asdict(Port(address, number)))
-        return Across(address, number, 0, self.size, names, descriptor)
+        return Across(Meeting(address, number, 0, self.size, descriptor), names)
 
     def check_files(self) -> Iterator[Finding]:
         """What one node writes the others see, one file has one creator, one lock one holder; told by the first."""
