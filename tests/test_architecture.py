@@ -22,7 +22,7 @@ LAYERS = [  # a module imports from its own part and from lines below
     {"tuning"},
     {"export", "planning"},
     {"new_project"},
-    {"diagnose"},
+    {"diagnose", "doctor"},
     {"sweeps"},
     {"jobs"},
     {"slurm"},
@@ -44,7 +44,7 @@ OWNERS = {
     "mlflow": {"tracking/mlflow_sync.py", "tracking/mlflow_registry.py"},
     "submitit": {"slurm/script.py"},
     "torch.distributed.elastic": {"launchers/agent.py"},
-    "torch.distributed": {"adapters/distributed.py", "launchers/agent.py"},
+    "torch.distributed": {"adapters/distributed.py", "adapters/all_reduce_times.py", "launchers/agent.py"},
     "typer": {
         "cli/__init__.py",
         "cli/words.py",
@@ -68,6 +68,7 @@ READ_THE_ENVIRONMENT = {
     "config/references.py",  # what ${env:NAME} refers to
     "config/redact.py",  # which values are secret
     "adapters/allocator.py",  # what the user told the C library
+    "adapters/interfaces.py",  # which network interface the user named
     "adapters/place.py",  # torchrun's variables
     "adapters/slurm_job.py",  # SLURM's variables in a job
     "launchers/forkserver.py",  # what workers start with

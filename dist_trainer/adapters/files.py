@@ -44,11 +44,16 @@ def new_private_file(path: Path) -> Path:
 def make_private_folder(path: Path) -> None:
     """Make the folder and those above that are missing, synced; UsageError where it is a symbolic link."""
     try:
-        path.mkdir(mode=0o700)
-        sync_folder(path.parent)
+        _make_one(path)
     except FileNotFoundError:
         make_private_folder(path.parent)
-        make_private_folder(path)
+        _make_one(path)  # the same again of a file system that makes no folders, such as /proc
+
+
+def _make_one(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700)
+        sync_folder(path.parent)
     except FileExistsError:
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise UsageError(linked(path) if path.is_symlink() else f"{path} is no folder") from None

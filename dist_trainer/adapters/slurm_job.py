@@ -21,6 +21,7 @@ class SlurmJob:
     node_list: str  # SLURM's short form: n[1-2]
     array_index: int | None = None
     end_time: float | None = None  # unix seconds, of its time limit; older SLURMs say it to scontrol alone
+    step: str = ""  # "123.0": what srun started of it, and this process is in
 
     @classmethod
     def from_environment(cls) -> "SlurmJob | None":
@@ -40,4 +41,5 @@ class SlurmJob:
             node_list=environment.get("SLURM_JOB_NODELIST", ""),
             array_index=int(index) if index else None,
             end_time=float(end) if end.isdigit() else None,
+            step=f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_STEP_ID', '0')}",
         )

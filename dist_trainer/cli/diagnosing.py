@@ -103,6 +103,38 @@ def drill(
     )
 
 
+@app.command()
+def doctor(
+    ctx: typer.Context,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|CONFIG...] [KEY=VALUE...]",
+            help="What is to be trained, or a cluster's profile alone; default: the defaults.",
+        ),
+    ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Every node: of the job around, or of a short one of its own.")
+    ] = False,
+    slurm_time: Annotated[int, typer.Option(metavar="MINUTES", min=1, help="Limit of that short job.")] = 5,
+    slurm_wait: Annotated[
+        float, typer.Option(metavar="S", min=0, help="How long to wait for it to start.")
+    ] = 300,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Look at this machine, or with --slurm at every node of a job, before a run: in seconds.
+
+    0: nothing is broken, though there may be warnings; 1: something is.
+    """
+    from dist_trainer.doctor.report import report
+
+    given = arguments or []
+    for name in given[:1]:
+        note_run(ctx, name)
+    exit_with(report(given, runs, as_json=as_json, minutes=slurm_time if slurm else None, wait_s=slurm_wait))
+
+
 def _find(name: str, runs: Path) -> "RunFolder":
     """The run, even where it lost its run.json."""
     from dist_trainer.diagnose.evidence import remains_of

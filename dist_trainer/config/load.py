@@ -36,12 +36,15 @@ class Loaded:
         return ConfigError("\n".join(f"{self.locate(key)}: {key} {message}" for key, message in problems))
 
 
-def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Loaded:
+def load_config(
+    paths: Sequence[str | Path], overrides: Sequence[str] = (), *, under: str | None = None
+) -> Loaded:
     """Merge the files left to right, then `key=value` arguments, and check the result as a whole.
 
+    `under` is YAML that lies below all of them, for who can do with a part of a configuration.
     Raises ConfigError with all problems, one per line, each with its file and line or as of the command line.
     """
-    tree, problems = _merged([Path(path) for path in paths], overrides)
+    tree, problems = _merged([Path(path) for path in paths], overrides, under)
     if any(not problem.path for problem in problems):  # what could not be read would only seem to be missing
         raise _error(problems)
     config, found = _validate(tree.plain(), {problem.path for problem in problems})
@@ -90,9 +93,13 @@ def _error(problems: Sequence[Problem]) -> ConfigError:
     return ConfigError("\n".join(map(": ".join, zip(places, sentences, strict=True))))
 
 
-def _merged(paths: list[Path], overrides: Sequence[str]) -> tuple[Located, list[Problem]]:
+def _merged(
+    paths: list[Path], overrides: Sequence[str], under: str | None = None
+) -> tuple[Located, list[Problem]]:
     problems: list[Problem] = []
     tree = Located(", ".join(map(str, paths)) or COMMAND_LINE, {})
+    if under is not None and (layer := read_yaml(under, tree.where)[0]) is not None:
+        tree = layer
     for path in paths:
         layer = _read_file(path, problems)
         if layer is not None:
