@@ -54,6 +54,7 @@ OWNERS = {
         "cli/diagnosing.py",
         "cli/planning.py",
     },
+    "IPython": {"training/notebook.py"},
     "psutil": {"tracking/system_metrics.py"},
     "xxhash": {"training/digests.py"},
 }
