@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from dist_trainer.tracking.journal import history
 
 _PANEL_INCHES = (4.5, 3.2)
-_SPLITS = ("train", "val", "test")
+_SPLITS = {"train": "C0", "val": "C1", "test": "C2"}  # each in a colour of its own
 
 
 class Curves(Figure):
@@ -24,10 +24,12 @@ class Curves(Figure):
         figure = cls(figsize=(width * max(1, len(names)), height), layout="constrained")
         for number, name in enumerate(names, start=1):
             axes = figure.add_subplot(1, len(names), number)
-            for split in _SPLITS:
+            for split, color in _SPLITS.items():
                 steps = sorted(values.get(f"{split}/{name}", {}).items())
                 if steps:
-                    axes.plot(*zip(*steps, strict=True), "o" if len(steps) == 1 else "-", label=split)
+                    axes.plot(
+                        *zip(*steps, strict=True), "o" if len(steps) == 1 else "-", color=color, label=split
+                    )
             axes.set(xlabel="step", title=name)
             axes.grid(alpha=0.3)
             axes.legend()
