@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "digits_net", raising=False)
     return tmp_path
+
+
+def skip_without(peer: str) -> None:
+    """Looked for and not imported: peers set environment variables when they are."""
+    if find_spec(peer) is None:
+        pytest.skip(f"{peer} is needed: make examples-extra")
 
 
 def run(*words: str) -> None:
@@ -78,7 +85,7 @@ def test_weights_of_a_plain_loop_come_in(folder: Path) -> None:
 
 
 def test_weights_of_accelerate_come_in(folder: Path) -> None:
-    pytest.importorskip("accelerate", reason="pip install -e '.[bench]'")
+    skip_without("accelerate")
     run("with_accelerate.py")
     load = "from accelerate import load_checkpoint_in_model as load; load(model, 'from-accelerate')"
     own = theirs(f"from digits_net import net; model = net(); {load}")
@@ -87,7 +94,7 @@ def test_weights_of_accelerate_come_in(folder: Path) -> None:
 
 
 def test_weights_of_lightning_come_in_with_one_setting(folder: Path) -> None:
-    pytest.importorskip("lightning", reason="pip install -e '.[bench]'")
+    skip_without("lightning")
     run("with_lightning.py")
     own = theirs(
         "from with_lightning import DigitsModule as M\n"

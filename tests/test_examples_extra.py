@@ -150,6 +150,7 @@ def texts(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Folder:
     folder.data("fortunes.csv", real_data.fortunes())
     for name, value in {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # else a thread of its own watches the bars
     return folder
 
 

@@ -169,6 +169,22 @@ def test_a_second_interrupt_ends_the_cell_and_not_the_kernel(kernel: Kernel) -> 
     assert "finished at step 9" in kernel.run("training('stuck', Slow(), steps=9).fit();").text
 
 
+def test_loader_processes_read_a_data_set_of_a_cell(kernel: Kernel) -> None:
+    data = """
+class Squares(torch.utils.data.Dataset):
+    def __len__(self): return 32
+    def __getitem__(self, i): return torch.full((4,), float(i)), i % 2
+rows = Squares()
+"""
+    code = "settings={'tracking.uri': None, 'data.num_workers': 2}"
+    kernel.run(SETUP.replace('settings={"tracking.uri": None}', code))
+    trained = kernel.run(f"{data}\ntraining('forked', steps=6).fit()")
+    assert trained.error == "" and "finished at step 6" in trained.text
+    again = kernel.run("training('forked', steps=6).fit()")
+    assert again.error == "", "a finished run says so"
+    print(again.text)
+
+
 def test_after_an_error_the_kernel_trains_again_the_same_run_and_others(kernel: Kernel) -> None:
     failed = kernel.run("training('failing', Fail(), steps=9).fit()")
     assert failed.error == "ValueError: on purpose"
