@@ -4,11 +4,12 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 BENCH_READY := .venv/.ready-bench
+EXTRA_READY := .venv/.ready-extra
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --retries 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults test-slurm test-wheel soak bench lint examples docs format reference clean
+.PHONY: help demo test test-faults test-slurm test-wheel soak bench lint examples examples-extra docs format reference clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1|/' | column -t -s '|' 2>/dev/null \
@@ -20,7 +21,7 @@ demo: $(READY)  ## Set up, then train the quickstart: handwritten digits, under 
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test: lint  ## Set up, then ruff, mypy and every test but those of the targets below
-	$(PYTEST) -m "not faults and not examples and not slurm and not wheel"
+	$(PYTEST) -m "not faults and not examples and not extra and not slurm and not wheel"
 
 test-faults: $(DEV_READY)  ## Set up, then kill, hang, stop and resume whole commands; ends with a table
 	$(PYTEST) -m faults
@@ -45,6 +46,9 @@ lint: $(DEV_READY)
 
 examples: $(DEV_READY)  ## Set up, then train each example to its goal and run every command of the pages
 	$(BIN)/python -m pytest -m examples -s
+
+examples-extra: $(EXTRA_READY)  ## Set up with more libraries, then Hugging Face, graphs, Captum, timm, peers' weights, notebooks
+	$(BIN)/python -m pytest -m extra -s
 
 format: $(DEV_READY)  ## Put right what ruff can
 	$(BIN)/ruff check --fix .
@@ -80,3 +84,7 @@ $(DEV_READY): pyproject.toml | $(BIN)/python
 $(BENCH_READY): pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[dev,bench]'
 	@touch $(READY) $(DEV_READY) $@
+
+$(EXTRA_READY): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[dev,bench,extra]'
+	@touch $(READY) $(DEV_READY) $(BENCH_READY) $@

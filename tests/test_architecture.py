@@ -60,6 +60,7 @@ OWNERS = {
         "cli/tuning.py",
         "cli/exporting.py",
     },
+    "IPython": {"training/notebook.py"},
     "psutil": {"tracking/system_metrics.py"},
     "xxhash": {"training/digests.py"},
 }

@@ -8,7 +8,7 @@ from dist_trainer.config.near import did_you_mean, near_names
 from dist_trainer.config.schema import ModelConfig, SchedulerConfig, Target
 from dist_trainer.errors import ConfigError
 
-WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # all but the first by torch.save
 Targeted = Target | SchedulerConfig | Mapping[str, Any]
 Parameters = Mapping[str, inspect.Parameter]
 

@@ -36,10 +36,10 @@ class Target(Section):
 
 
 class ModelConfig(Target):
-    """The model. `weights` naming a .safetensors, .pt or .pth file loads it after building;
+    """The model. `weights` naming a .safetensors, .pt, .pth, .ckpt or .bin file loads it after building;
     any other value is passed to the target (torchvision's `DEFAULT`)."""
 
-    weights: str | None = None  # a .safetensors, .pt or .pth file to start from, or the target's own argument
+    weights: str | None = None  # a .safetensors, .pt, .pth, .ckpt or .bin file, or the target's own argument
 
 
 class SplitConfig(Section):

@@ -44,22 +44,35 @@ class Batch:
 
 
 def move_to(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on the device; copies from pinned memory overlap with computing."""
+    """The batch with its tensors on the device; copies from pinned memory overlap with computing.
+
+    What moves itself (a tokenizer's encoding, PyTorch Geometric's Batch) does, and stays what it is.
+    """
     if device.type == "cpu":
         return batch
-    return mapped(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    return mapped(
+        batch,
+        lambda tensor: tensor.to(device, non_blocking=True),
+        lambda whole: whole.to(device, non_blocking=True),
+    )
 
 
-def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The batch with each of its tensors changed."""
+def mapped(
+    batch: Any, change: Callable[[Tensor], Tensor], whole: Callable[[Any], Any] = lambda batch: batch
+) -> Any:
+    """The batch with each of its tensors changed; what has a method `to` of its own by `whole`."""
     if isinstance(batch, Tensor):
         return change(batch)
+    if moves_itself(batch):
+        return whole(batch)
+    if is_record(batch):
+        return replace(batch, **{name: mapped(getattr(batch, name), change, whole) for name in _names(batch)})
     if isinstance(batch, Mapping):
-        return {key: mapped(value, change) for key, value in batch.items()}
+        return {key: mapped(value, change, whole) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(mapped(value, change) for value in batch))
+        return type(batch)(*(mapped(value, change, whole) for value in batch))
     if isinstance(batch, (tuple, list)):
-        return type(batch)(mapped(value, change) for value in batch)
+        return type(batch)(mapped(value, change, whole) for value in batch)
     return batch
 
 
@@ -69,32 +82,60 @@ def _in_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
+def moves_itself(batch: Any) -> bool:
+    """Whether it is an object of a library's own that takes its tensors along with a method `to`."""
+    return not isinstance(batch, Tensor | type) and callable(getattr(batch, "to", None))
+
+
+def is_record(batch: Any) -> bool:
+    """Whether it is an instance of a dataclass."""
+    return dataclasses.is_dataclass(batch) and not isinstance(batch, type)
+
+
+def _names(record: Any) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(record) if entry.init]
+
+
 def tensors_of(batch: Any) -> Iterator[Tensor]:
     """Its tensors."""
     if isinstance(batch, Tensor):
         yield batch
+    elif is_record(batch):
+        for name in _names(batch):
+            yield from tensors_of(getattr(batch, name))
     elif isinstance(batch, Mapping):
         for value in batch.values():
             yield from tensors_of(value)
     elif isinstance(batch, (tuple, list)):
         for value in batch:
             yield from tensors_of(value)
+    elif moves_itself(batch):
+        for value in getattr(batch, "__dict__", {}).values():
+            yield from () if moves_itself(value) else tensors_of(value)
+
+
+class CannotBeCut(Exception):
+    """An object of which only its own library knows what one of no rows is."""
 
 
 def empty_like(one: Any, two: Any) -> Any:
-    """The batch of no rows, told from one of one row and one of two: what grew is cut to none."""
+    """The batch of no rows, told from one of one row and one of two: what grew is cut to none.
+
+    Raises CannotBeCut.
+    """
     if isinstance(one, torch.Tensor | np.ndarray):
         return one[tuple(slice(0, None if a == b else 0) for a, b in zip(one.shape, two.shape, strict=True))]
-    if isinstance(one, Mapping):
+    if isinstance(one, Mapping):  # and a tokenizer's encoding is one, though it moves itself
         cut = {key: empty_like(one[key], two[key]) for key in one}
         return cut if type(one) is dict else type(one)(cut)  # type: ignore[call-arg]
     if isinstance(one, list | tuple):
         return _empty_sequence(one, two)
-    if dataclasses.is_dataclass(one) and not isinstance(one, type):
-        names = [entry.name for entry in dataclasses.fields(one) if entry.init]
-        return dataclasses.replace(
-            one, **{name: empty_like(getattr(one, name), getattr(two, name)) for name in names}
+    if is_record(one):
+        return replace(
+            one, **{name: empty_like(getattr(one, name), getattr(two, name)) for name in _names(one)}
         )
+    if moves_itself(one):
+        raise CannotBeCut(type(one).__name__)
     if isinstance(one, int | float) and not isinstance(one, bool):
         return 2 * one - two  # a count of rows becomes 0, a constant stays
     return one

@@ -11,7 +11,7 @@ from torch.utils.data import Subset, TensorDataset, default_collate
 from dist_trainer.data.draws import Keys, sample_keys
 from dist_trainer.data.memory import has_halves
 from dist_trainer.errors import DataError
-from dist_trainer.training.batch import Batch, empty_like
+from dist_trainer.training.batch import Batch, CannotBeCut, empty_like
 from dist_trainer.training.sampler import Indices, Rows, check_map_style
 
 BadRows = Literal["raise", "skip"]
@@ -189,7 +189,20 @@ class Fetcher:
         """A batch of no rows with the structure of any other, cut from two real ones."""
         if self._template is None:
             self._template = self._read_template()
-        return empty_like(*self._template)
+        try:
+            return empty_like(*self._template)
+        except CannotBeCut as kind:
+            return self._collate_nothing(kind)
+
+    def _collate_nothing(self, kind: CannotBeCut) -> Any:
+        try:
+            return self.collate([])
+        except Exception as error:
+            raise DataError(
+                f"{self.name}: a rank may have no row of a step, and what a {kind} of no rows is, only its maker "
+                f"knows: data.collate was called with an empty list, and raised {type(error).__name__}: {error}; "
+                "let it make an empty batch of an empty list, or put the tensors into a dict, a tuple or a dataclass"
+            ) from error
 
     def _read_template(self) -> tuple[Any, Any]:
         first = range(min(len(self.dataset), _TEMPLATE_TRIES))

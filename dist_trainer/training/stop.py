@@ -15,6 +15,7 @@ import torch
 from dist_trainer.adapters.distributed import Group, PendingGather
 from dist_trainer.adapters.place import Place
 from dist_trainer.errors import STOPPED
+from dist_trainer.training.notebook import in_kernel
 
 # An exchange of a few integers takes 0.3 ms for each of many ranks, which pass all rows on in turn.
 EXCHANGE_S_A_RANK = 0.125  # how often, in seconds of training,
@@ -49,8 +50,9 @@ class Signals:
     """Sets a flag and returns: nothing is saved, sent or printed in a handler.
 
     The first request is the cause, and another signal changes nothing: a scheduler sends USR2, then TERM. The
-    same one again, a second or more after it came first, leaves at once with the last committed checkpoint;
-    never under our agent, who passes on what the scheduler sends to every process anyway, and decides alone.
+    same one again, a second or more after it came first, leaves at once with the last committed checkpoint; a
+    notebook's kernel lives on, and the cell ends with KeyboardInterrupt. Never under our agent, who passes on what
+    the scheduler sends to every process anyway, and decides alone.
     """
 
     def __init__(self) -> None:
@@ -65,6 +67,8 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - self._first.setdefault(number, now) > ONE_REQUEST_S and not self._has_agent:
+            if number == signal.SIGINT and in_kernel():
+                raise KeyboardInterrupt("interrupted again before it had stopped")
             os._exit(STOPPED)
         if not self.requested:
             self.requested = Stop.REQUEUE if number == signal.SIGUSR2 else Stop.END

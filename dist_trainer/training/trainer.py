@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,9 +21,11 @@ from dist_trainer.training.fetch import ReadInterrupted
 from dist_trainer.training.group_options import put_back
 from dist_trainer.training.hooks import Hook
 from dist_trainer.training.metrics import as_metrics
+from dist_trainer.training.notebook import notebook_hooks
 from dist_trainer.training.profile import Profiler
 from dist_trainer.training.random_state import random_state_kept
 from dist_trainer.training.recorder import Recorder
+from dist_trainer.training.result import Result
 from dist_trainer.training.same_state import SameState
 from dist_trainer.training.saves import Saves
 from dist_trainer.training.settings import make_settings, open_or_create
@@ -37,16 +38,6 @@ from dist_trainer.training.tracker import Tracker
 from dist_trainer.training.watchdog import watched
 
 __all__ = ["Result", "Scheduler", "Trainer"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """How `fit` ended: `stopped` is saved, and the same call goes on from there."""
-
-    state: Literal["finished", "stopped"]
-    step: int
-    metrics: dict[str, float]
-    reason: str = ""
 
 
 class Trainer:
@@ -83,7 +74,7 @@ class Trainer:
         elif task is None or loss is not None:
             raise ConfigError("Trainer needs either a loss, or a task that defines one")
         self.settings = make_settings(settings, words)
-        self.hooks = list(hooks)
+        self.hooks = [*hooks, *notebook_hooks()]
         self._begin_anew()
         measures, plan = as_metrics(metrics or {}), scheduler or Scheduler()
         self.given = Ingredients(model, task, train, val, test, measures, optimizer, plan, collate)
@@ -290,7 +281,8 @@ class Trainer:
         if test is None:
             return self._stopped()
         self.recorder.evaluation(self.step, test)
-        return Result("finished", self.step, {**self.evaluations.values, **test})
+        results = {**self.evaluations.values, **test}
+        return Result("finished", self.step, results, run=self.attempt.run)
 
     def _stopped(self) -> Result:
-        return Result("stopped", self.step, self.evaluations.values, self.stop.reason)
+        return Result("stopped", self.step, self.evaluations.values, self.stop.reason, self.attempt.run)

@@ -241,6 +241,26 @@ def test_an_empty_batch_cuts_what_grows_with_the_rows() -> None:
     assert (empty["name"], empty["flag"], empty["scale"], empty["nothing"]) == ("train", True, 0.5, None)
 
 
+class Bag:
+    """A batch as graph libraries have it: an object of its own, which takes its tensors along."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Bag":
+        return Bag(self.values.to(device, non_blocking=non_blocking))
+
+
+def test_a_batch_that_moves_itself_is_made_empty_by_its_own_collate() -> None:
+    rows = [torch.ones(3), torch.ones(3)]
+    fetcher = Fetcher(rows, collate=lambda bag: Bag(torch.stack(bag) if bag else torch.zeros(0, 3)))
+    none = np.empty(0, dtype=np.int64)
+    assert fetcher.fetch(Rows(0, none, none)).data.values.shape == (0, 3)
+    one_by_one = Fetcher(rows, collate=lambda bag: Bag(torch.stack(bag)))
+    with pytest.raises(DataError, match=r"what a Bag of no rows is.*empty list, and raised RuntimeError"):
+        one_by_one.fetch(Rows(0, none, none))
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_bad_row_is_named_with_its_own_error(num_workers: int) -> None:

@@ -1,6 +1,8 @@
 """Tasks: batches of any shape, several outputs, sums, several optimizers, and state carried along."""
 
+from collections import UserDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from dist_trainer.training.batch import move_to
+from dist_trainer.training.batch import move_to, tensors_of
 from dist_trainer.training.task import Loss, Supervised, Task
 from dist_trainer.training.trainer import Result
 from tests.ranks import RankFailed, run_ranks
@@ -238,3 +240,24 @@ def test_move_to_reaches_every_tensor() -> None:
     moved = move_to({"a": (torch.ones(1), [torch.ones(2)]), "b": "text", "c": Loss(torch.ones(1), 2.0)}, meta)
     assert moved["a"][0].device == moved["a"][1][0].device == moved["c"].sum.device == meta
     assert (moved["b"], moved["c"].weight) == ("text", 2.0)
+
+
+@dataclass
+class Record:
+    first: Tensor
+    rest: dict[str, Tensor]
+
+
+class Encoding(UserDict[str, Tensor]):
+    """As a tokenizer gives it: a mapping that moves itself."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Encoding":
+        return Encoding({name: value.to(device, non_blocking=non_blocking) for name, value in self.items()})
+
+
+def test_dataclasses_and_what_moves_itself_stay_what_they_are_on_another_device() -> None:
+    meta = torch.device("meta")
+    moved = move_to((Record(torch.ones(1), {"x": torch.ones(2)}), Encoding({"ids": torch.ones(3)})), meta)
+    assert moved[0].first.device == moved[0].rest["x"].device == moved[1]["ids"].device == meta
+    assert [type(part) for part in moved] == [Record, Encoding]
+    assert [len(tensor) for tensor in tensors_of(moved)] == [1, 2, 3]
