@@ -8,11 +8,11 @@ import typer
 
 from dist_trainer.adapters.interpreter import leave
 from dist_trainer.adapters.privacy import keep_private
-from dist_trainer.cli import diagnosing, jobs, looking, planning, submit, sweep, training
+from dist_trainer.cli import diagnosing, jobs, looking, planning, reporting, submit, sweep, training
 from dist_trainer.cli.words import SETTINGS, Commands
 
 app = typer.Typer(cls=Commands, help="Train PyTorch models over many processes, and finish.", **SETTINGS)
-for part in (training, submit, sweep, jobs, diagnosing, planning, looking):
+for part in (training, submit, sweep, jobs, diagnosing, planning, reporting, looking):
     app.add_typer(part.app)
 
 
