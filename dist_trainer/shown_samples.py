@@ -61,7 +61,8 @@ def sureness(arrays: Arrays) -> NDArray[np.float64]:
     with np.errstate(all="ignore"):
         if scores.ndim == 2 and scores.shape[1] > 1:
             shares = scores if _are_shares(scores) else np.exp(scores - scores.max(axis=1, keepdims=True))
-            return np.nan_to_num((shares / shares.sum(axis=1, keepdims=True)).max(axis=1))
+            highest: NDArray[np.float64] = (shares / shares.sum(axis=1, keepdims=True)).max(axis=1)
+            return np.nan_to_num(highest)
         one = scores.reshape(len(scores), -1)[:, 0]
         one = one if threshold(one) else 1 / (1 + np.exp(-one))
         return np.nan_to_num(np.maximum(one, 1 - one))

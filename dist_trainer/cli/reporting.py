@@ -5,21 +5,35 @@ from typing import Annotated, Any
 
 import typer
 
-from dist_trainer.cli.words import RUNS, SETTINGS, Json, Runs, Which, Workers, exit_with, find_run_of, print_json
+from dist_trainer.cli.words import (
+    RUNS,
+    SETTINGS,
+    Json,
+    Runs,
+    Which,
+    Workers,
+    exit_with,
+    find_remains,
+    print_json,
+)
 from dist_trainer.errors import UsageError
 
 app = typer.Typer(**SETTINGS)
 _SPLITS = ("train", "val", "test")
 
 Named = Annotated[
-    list[str], typer.Argument(metavar="RUN...", help="Runs, by folder or name; several are laid over each other.")
+    list[str],
+    typer.Argument(metavar="RUN...", help="Runs, by folder or name; several are laid over each other."),
 ]
 Output = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Where the page goes; default: report/ in the run's folder.")
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Where the page goes; default: report/ in the run's folder."),
 ]
 Predict = Annotated[
     str | None,
-    typer.Option(metavar="SPLIT", help="First predict this split (val, test or train), to show what it gave."),
+    typer.Option(
+        metavar="SPLIT", help="First predict this split (val, test or train), to show what it gave."
+    ),
 ]
 
 
@@ -36,7 +50,7 @@ def report(
     """Write one page about a run, or several: it opens in any browser, and needs no network."""
     if predict is not None and predict not in _SPLITS:
         raise UsageError(f"--predict must be one of {', '.join(_SPLITS)}, got {predict!r}")
-    found = [find_run_of(name, runs) for name in run]
+    found = [find_remains(name, runs) for name in run]
     from dist_trainer.report import make
 
     make.check(found)

@@ -1,7 +1,7 @@
 """A run's attempts on a line of time: when each trained and why it ended, what was saved, and what lay between."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dist_trainer.adapters.records import is_moment
@@ -30,15 +30,17 @@ class Attempt:
     error: str
     exit_code: int | None
     waited_s: float | None  # since the attempt before was last seen
+    is_open: bool = False  # it trains
 
     @property
     def kind(self) -> str:
         """good, asked (stopped because somebody wanted it), bad or open: what it is drawn as."""
         if self.cause in _GOOD:
             return "good"
-        if self.end is None:
+        if self.is_open:
             return "open"
-        return "asked" if self.cause in _ASKED and self.exit_code in (0, 75, None) else "bad"
+        was_asked = self.cause in _ASKED and self.exit_code in (0, 75, None)
+        return "asked" if was_asked else "bad"
 
     @property
     def lasted_s(self) -> float:
@@ -84,6 +86,7 @@ def time_line(
     saved: Sequence[Mapping[str, Any]],
     *,
     last_heard: Mapping[int, float],
+    is_running: bool,
 ) -> TimeLine:
     """From attempts.jsonl, the journal's `saved` events, and when each attempt was last heard of."""
     starts = {line["attempt"]: line for line in lines if line["event"] == "start"}
@@ -94,6 +97,8 @@ def time_line(
         before = found[-1] if found else None
         end, heard = ends.get(number), last_heard.get(number)
         found.append(_attempt(starts[number], end, requeued.get(number), before, heard))
+    if found and found[-1].end is None and is_running:
+        found[-1] = replace(found[-1], is_open=True, cause="training")
     return TimeLine(found, [float(event["time"]) for event in saved])
 
 
@@ -118,7 +123,7 @@ def _attempt(
         world_size=whole(start.get("world_size")) or 1,
         nodes=", ".join(map(str, nodes[:8])) if isinstance(nodes, list) else "",
         job=str(start.get("job") or ""),
-        cause=one_line(cause or ("no word of an end" if end is None else "not said"), 120),
+        cause=one_line(cause or ("died without a word" if end is None else "not said"), 120),
         error=one_line(said.get("error") or "", 300),
         exit_code=whole(said.get("exit_code")),
         waited_s=max(0.0, began - before.seen) if before and began else None,

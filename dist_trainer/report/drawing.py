@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-LINES = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#b91c1c")  # by run, in turn
+LINES = (
+    "#2563eb",
+    "#d97706",
+    "#059669",
+    "#db2777",
+    "#7c3aed",
+    "#0891b2",
+    "#65a30d",
+    "#b91c1c",
+)  # by run, in turn
 KINDS = {"good": "#059669", "asked": "#d97706", "bad": "#dc2626", "open": "#2563eb"}
 _INK, _FAINT = "#1c1917", "#d6d3d1"
 _INCHES = (5.3, 3.0)  # 380 points wide: text keeps its size on a phone
@@ -82,7 +91,7 @@ def draw_figure(figure: Figure, runs: Sequence[str]) -> Drawn:
                 label=_label(runs[line.run] if len(runs) > 1 else "", line.part),
             )
         if figure.is_log:
-            axes.set_yscale("log")
+            _log_scale(axes)
         _whole_steps(axes)
 
     return _drawn(draw, figure.title, has_legend=len(figure.lines) > 1)
@@ -154,6 +163,15 @@ def _whole_steps(axes: "Axes") -> None:
     axes.set_xlabel("step")
 
 
+def _log_scale(axes: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _short(step: float) -> str:
     """12,500 as 12.5k."""
     for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
@@ -168,7 +186,7 @@ def _drawn(
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(cast(Any, _STYLE)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a letter that the font lacks, an axis of one value
         canvas = Canvas(figsize=(_INCHES[0], height), layout="constrained")
         axes = canvas.subplots()

@@ -79,8 +79,11 @@ def read(run: RunFolder) -> Facts:
     heard = taken.take("heartbeat", lambda: _last_heard(journal, evidence), dict[int, float]())
     lines = evidence.lines if evidence else []
     events = journal.events
+    runs = explanation is not None and explanation.state == "running"
     times = taken.take(
-        "attempts.jsonl", lambda: time_line(lines, events.get("saved", []), last_heard=heard), TimeLine()
+        "attempts.jsonl",
+        lambda: time_line(lines, events.get("saved", []), last_heard=heard, is_running=runs),
+        TimeLine(),
     )
     facts = Facts(
         name=run.path.name,

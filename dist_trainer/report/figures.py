@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,10 +32,12 @@ class Line:
     part: str
     curve: Curve
 
+    has_others: bool = False  # whether the figure has another part
+
     @property
     def style(self) -> str:
         """Training is drawn dashed and thin, what was measured without training solid."""
-        return "dashed" if self.part in ("train", "median") else "solid"
+        return "dashed" if self.has_others and self.part in ("train", "median") else "solid"
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,6 @@ class Figure:
     def title(self) -> str:
         """In words."""
         return UNITS.get(self.name, self.name)
-
-    @property
-    def parts(self) -> list[str]:
-        """What lines are told apart by, besides their run."""
-        return list(dict.fromkeys(line.part for line in self.lines if line.part))
 
     @property
     def is_log(self) -> bool:
@@ -74,8 +71,14 @@ def figures(curves: Sequence[Mapping[str, Curve]]) -> tuple[list[Figure], int]:
             name, part = _split(metric)
             lines.setdefault(name, []).append(Line(run, part, curve))
     order = sorted(lines, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
-    found = [Figure(name, sorted(lines[name], key=lambda line: (line.run, line.part))) for name in order]
+    found = [Figure(name, _told_apart(lines[name])) for name in order]
     return found[:_MOST_FIGURES], max(0, len(found) - _MOST_FIGURES)
+
+
+def _told_apart(lines: Sequence[Line]) -> list[Line]:
+    several = len({line.part for line in lines}) > 1
+    ordered = sorted(lines, key=lambda line: (line.run, line.part))
+    return [replace(line, has_others=several) for line in ordered]
 
 
 def _split(metric: str) -> tuple[str, str]:

@@ -1,9 +1,9 @@
 """`dist-trainer report`: reads runs, draws, and writes one page with its pictures beside it.
 
-    runs/<name>/report/            another folder for several runs, or by --output
-      index.html                   the page; it needs nothing else
-      loss.png ...                 its curves, a file each
-      predictions-test.npz         only in a run's own folder: what --predict wrote, see shown_samples.py
+runs/<name>/report/            another folder for several runs, or by --output
+  index.html                   the page; it needs nothing else
+  loss.png ...                 its curves, a file each
+  predictions-test.npz         only in a run's own folder: what --predict wrote, see shown_samples.py
 """
 
 import re

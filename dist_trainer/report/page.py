@@ -47,6 +47,7 @@ def render(page: Page) -> str:
             style=Markup(style),
             made=time.strftime("%Y-%m-%d %H:%M"),
             differences=_differing(page.runs),
+            results=_results(page.runs),
             numbers=[_numbers(figure, names) for figure, _ in page.curves],
         )
     )
@@ -99,7 +100,7 @@ def _best(run: Facts) -> Saved | None:
     wanted = evidence.setting("checkpoint.keep_best") if evidence else None
     if not isinstance(wanted, dict):
         return None
-    metric, sign = wanted.get("metric"), -1 if wanted.get("mode") == "max" else 1
+    metric, sign = str(wanted.get("metric")), -1 if wanted.get("mode") == "max" else 1
     having = [each for each in run.checkpoints if isinstance(each.metrics.get(metric), int | float)]
     return min(having, key=lambda each: sign * each.metrics[metric], default=None)
 
@@ -110,6 +111,12 @@ def _newest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
 
 def _differing(runs: Sequence[Facts]) -> list[Difference]:
     return differences([run.settings for run in runs]) if len(runs) > 1 else []
+
+
+def _results(runs: Sequence[Facts]) -> list[tuple[str, list[float | None]]]:
+    """Each final metric with its value in all runs."""
+    names = {name: 0.0 for run in runs for name in run.results}
+    return [(name, [run.results.get(name) for run in runs]) for name, _ in _headline(names)]
 
 
 def _numbers(figure: Figure, names: Sequence[str]) -> list[dict[str, Any]]:

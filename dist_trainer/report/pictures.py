@@ -62,5 +62,5 @@ def _png(picture: NDArray[np.uint8]) -> str:
     if picture.shape[2] == 1:
         picture = np.repeat(picture, 3, axis=2)
     buffer = io.BytesIO()
-    imsave(buffer, picture, format="png", metadata={"Software": None})
+    imsave(buffer, picture, format="png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

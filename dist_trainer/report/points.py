@@ -64,20 +64,33 @@ def read(path: Path) -> Journal:
     if not path.exists():
         found.problems.append(f"journal/{path.name} is missing: there are no curves")
         return found
-    end = 0
-    for record, end in iterate_journal(path):
+    for record, _ in iterate_journal(path):
         found.lines += 1
         found.last_heard[record["attempt"]] = record["time"]
         if record["kind"] == "metrics":
             points.add(record["step"], record["values"])
         elif record["kind"] in _KEPT_KINDS:
             _keep(found.events.setdefault(record["kind"], []), record)
-    if end < path.stat().st_size:
-        found.problems.append(f"journal/{path.name}: its last line was not written to the end")
+    found.problems += _torn(path, found.lines)
     if points.is_full:
-        found.problems.append(f"journal/{path.name} has more than {_MOST_METRICS} metrics: the first are shown")
+        found.problems.append(
+            f"journal/{path.name} has more than {_MOST_METRICS} metrics: the first are shown"
+        )
     found.curves = dict(points.curves())
     found.rewound = points.rewound
+    return found
+
+
+def _torn(path: Path, lines: int) -> list[str]:
+    """What of the file is no line of a journal."""
+    newlines, last = 0, b"\n"
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            newlines, last = newlines + chunk.count(b"\n"), chunk[-1:]
+    found = [f"journal/{path.name}: its last line was not written to the end"] if last != b"\n" else []
+    if newlines > lines:
+        number = newlines - lines
+        found.append(f"journal/{path.name}: {number:,} {'line' if number == 1 else 'lines'} cannot be read")
     return found
 
 

@@ -118,17 +118,23 @@ def _understood(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], sp
         names = _names(about.get("classes"), int(max(said.max(), truth.max())) + 1)
         samples = _class_samples(arrays, said, truth, names)
         return Predictions(split, step, rows, "classes", _confusion(said, truth, names), samples)
-    said, truth = _main(arrays), arrays.get(TRUTH)
+    return _of_numbers(arrays, split, step)
+
+
+def _of_numbers(arrays: Mapping[str, NDArray[Any]], split: str, step: int | None) -> Predictions:
+    said, truth, rows = _main(arrays), arrays.get(TRUTH), len(arrays["row"])
     if truth is None:
-        return Predictions(split, step, rows, "other", note="The targets are no single array: see Task.target.")
+        return Predictions(
+            split, step, rows, "other", note="The targets are no single array: see Task.target."
+        )
     if said is None or said.size != truth.size or truth.dtype.kind not in "biuf":
         shapes = f"{tuple(truth.shape)} targets, {None if said is None else tuple(said.shape)} predictions"
         return Predictions(split, step, rows, "other", note=f"There is no picture for {shapes}.")
     inputs = arrays.get(SAMPLE_INPUT)
     windows = inputs is not None and inputs.ndim in (2, 3) and inputs.shape[1] > 1 and _overlap(inputs)
     kind: Kind = "series" if windows else "numbers"
-    truth, said = (np.asarray(each, dtype=np.float64).reshape(rows, -1) for each in (truth, said))
-    return Predictions(split, step, rows, kind, None, _samples(arrays, truth, said), truth, said)
+    meant, thought = (np.asarray(each, dtype=np.float64).reshape(rows, -1) for each in (truth, said))
+    return Predictions(split, step, rows, kind, None, _samples(arrays, meant, thought), meant, thought)
 
 
 def _main(arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
@@ -171,7 +177,11 @@ def _confusion(said: NDArray[np.int64], truth: NDArray[np.int64], names: Sequenc
         precision=_shares(np.diag(counts), of_said),
         right=int(np.trace(counts)),
         total=int(counts.sum()),
-        worst=[(names[true], names[other], int(wrong[true, other])) for true, other in pairs if wrong[true, other]],
+        worst=[
+            (names[true], names[other], int(wrong[true, other]))
+            for true, other in pairs
+            if wrong[true, other]
+        ],
         fits=fits,
     )
 
@@ -208,7 +218,11 @@ def _samples(arrays: Mapping[str, NDArray[Any]], truth: NDArray[Any], said: NDAr
     pictures = _pictures(arrays)
     return [
         Sample(
-            int(arrays["row"][place]), _number(truth[place]), _number(said[place]), None, None,
+            int(arrays["row"][place]),
+            _number(truth[place]),
+            _number(said[place]),
+            None,
+            None,
             pictures[index] if pictures else None,
         )
         for index, place in enumerate(_places(arrays))

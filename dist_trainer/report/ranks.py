@@ -84,9 +84,7 @@ def step_times(curves: Mapping[str, Curve]) -> StepTimes | None:
     """From the journal; None where it has none, as with one rank."""
     if MEDIAN not in curves or SLOWEST not in curves:
         return None
-    steps, left, right = np.intersect1d(
-        curves[MEDIAN].steps, curves[SLOWEST].steps, return_indices=True
-    )
+    steps, left, right = np.intersect1d(curves[MEDIAN].steps, curves[SLOWEST].steps, return_indices=True)
     median, slowest = curves[MEDIAN].values[left], curves[SLOWEST].values[right]
     good = np.isfinite(median) & np.isfinite(slowest) & (median > 0)
     if not good.any():
