@@ -4,11 +4,12 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 BENCH_READY := .venv/.ready-bench
+BROWSER_READY := .venv/.ready-browser
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --retries 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults test-slurm soak bench lint examples format reference clean
+.PHONY: help demo test test-faults test-slurm test-browser soak bench lint examples format reference clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1|/' | column -t -s '|' 2>/dev/null \
@@ -20,13 +21,16 @@ demo: $(READY)  ## Set up, then train the quickstart: handwritten digits, under 
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test: lint  ## Set up, then ruff, mypy and every test but those of the targets below
-	$(PYTEST) -m "not faults and not examples and not slurm"
+	$(PYTEST) -m "not faults and not examples and not slurm and not browser"
 
 test-faults: $(DEV_READY)  ## Set up, then kill, hang, stop and resume whole commands; ends with a table
 	$(PYTEST) -m faults
 
 test-slurm: $(DEV_READY)  ## Set up, then the tests against the SLURM of slurm/local/up, one after another
 	$(BIN)/python -m pytest -m slurm
+
+test-browser: $(BROWSER_READY)  ## Set up, then look at the report's and MLflow's pages in /usr/bin/chromium
+	$(BIN)/python -m pytest -m browser
 
 MINUTES ?= 0
 soak: $(DEV_READY)  ## Set up, then every fault whole, then random ones until MINUTES=n are over; ends with a table
@@ -72,4 +76,8 @@ $(DEV_READY): pyproject.toml | $(BIN)/python
 
 $(BENCH_READY): pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[dev,bench]'
+	@touch $(READY) $(DEV_READY) $@
+
+$(BROWSER_READY): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[dev,browser]'
 	@touch $(READY) $(DEV_READY) $@

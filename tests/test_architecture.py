@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [  # a module imports from its own part and from lines below
     {"cli"},
-    {"planning"},
+    {"planning", "report"},
     {"diagnose"},
     {"sweeps"},
     {"jobs"},
@@ -29,7 +29,7 @@ LAYERS = [  # a module imports from its own part and from lines below
     {"worker"},
     {"training"},
     {"checkpoint", "tracking"},
-    {"data", "models"},
+    {"data", "models", "shown_samples"},
     {"sweep_folder"},
     {"inference_request", "run_folder"},
     {"run_records"},
@@ -53,9 +53,12 @@ OWNERS = {
         "cli/sweep.py",
         "cli/diagnosing.py",
         "cli/planning.py",
+        "cli/reporting.py",
     },
     "psutil": {"tracking/system_metrics.py"},
     "xxhash": {"training/digests.py"},
+    "jinja2": {"report/page.py"},
+    "markupsafe": {"report/page.py"},
 }
 READ_THE_ENVIRONMENT = {
     "config/imports.py",  # where the copy of the code is that a job runs

@@ -56,6 +56,7 @@ _STYLE: dict[str, Any] = {
     "ytick.color": _INK,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
     "grid.color": _FAINT,
     "grid.linewidth": 0.6,
     "axes.grid": True,

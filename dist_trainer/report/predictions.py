@@ -7,6 +7,7 @@ a series, or other numbers.
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +95,20 @@ def files(folder: Path) -> list[Path]:
 def read(path: Path) -> Predictions:
     """One file. DataError where it is not what `report --predict` writes."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with path.open("rb") as file:  # ours to close: numpy leaves it open where it is no zip
+            arrays = dict(np.load(file, allow_pickle=False))
         about = json.loads(str(arrays[ABOUT])) if ABOUT in arrays else {}
         return _understood(arrays, about if isinstance(about, dict) else {}, _split_of(path))
-    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(f"{path.name} cannot be read: {one_line(str(error), 100)}") from error
 
 
