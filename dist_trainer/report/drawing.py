@@ -34,6 +34,7 @@ KINDS = {"good": "#059669", "asked": "#d97706", "bad": "#dc2626", "open": "#2563
 _INK, _FAINT = "#1c1917", "#d6d3d1"
 _INCHES = (5.3, 3.0)  # 380 points wide: text keeps its size on a phone
 _DOTS_PER_INCH = 160
+_TITLE_INCHES = 0.3
 _MOST_POINTS = 1500
 # what the page calls each colour
 _VARIABLES = {
@@ -192,7 +193,10 @@ def _drawn(
         canvas = Canvas(figsize=(_INCHES[0], height), layout="constrained")
         axes = canvas.subplots()
         draw(axes)
+        canvas.draw_without_rendering()  # the layout once: each picture would make it twice
+        canvas.set_layout_engine("none")
         svg = _svg(canvas)
+        _make_room_above(canvas, axes)
         axes.set_title(title, loc="left", fontsize=12)
         handles, labels = axes.get_legend_handles_labels()
         if has_legend and len(handles) <= 16:
@@ -200,6 +204,15 @@ def _drawn(
         buffer = io.BytesIO()
         canvas.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
         return Drawn(svg, buffer.getvalue())
+
+
+def _make_room_above(canvas: "Canvas", axes: "Axes") -> None:
+    """For a title: a higher picture, with all else of the size that it was."""
+    width, height = canvas.get_size_inches()
+    shrinks = height / (height + _TITLE_INCHES)
+    place = axes.get_position()
+    canvas.set_size_inches(width, height + _TITLE_INCHES)
+    axes.set_position((place.x0, place.y0 * shrinks, place.width, place.height * shrinks))
 
 
 def _svg(canvas: "Canvas") -> str:

@@ -14,7 +14,6 @@ from dist_trainer.data.samples import Digits
 from dist_trainer.run_folder import RunFolder
 from tests.launchers.processes import Command
 from tests.report.runs import resumed
-from tests.tracking.servers import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 CHROMIUM = Path("/usr/bin/chromium")
@@ -197,14 +196,16 @@ def test_it_can_be_printed(tab: NewTab, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def mlflow(folder: Path) -> Iterator[Server]:
+def mlflow(folder: Path) -> Iterator[Any]:
+    from tests.tracking.servers import Server  # imports mlflow, which takes seconds
+
     server = Server(folder)  # on the file that the training wrote
     yield server.start()
     server.stop()
 
 
 def test_mlflows_own_page_shows_the_run_with_its_curves_and_files(
-    tab: NewTab, folder: Path, mlflow: Server
+    tab: NewTab, folder: Path, mlflow: Any
 ) -> None:
     run = RunFolder.open(folder / "runs" / "pictures")
     page = tab(1400).page

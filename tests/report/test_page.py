@@ -12,13 +12,16 @@ import pytest
 from typer.testing import CliRunner
 
 from dist_trainer.cli import app
+from dist_trainer.report import facts
 from dist_trainer.report.make import default_folder, make
+from dist_trainer.report.page import Page as MadePage
+from dist_trainer.report.page import render
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.journal import Journal
 from tests.report.runs import end, finished, make_run, predicted, resumed, start, train
 from tests.report.test_predictions import CLASSES
 
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac$ ${env:HOME} {{ 7 * 7 }}"
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac$ ${env:HOME} {{ 7191 * 7193 }}"
 
 
 class Page(HTMLParser):
@@ -116,15 +119,16 @@ def test_whatever_a_run_is_called_or_says_is_text(tmp_path: Path) -> None:
     page = Page(text)
     assert not {"script", "iframe"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert "<script>alert(1)</script>" in page.words and "49" not in re.findall(r"\{\{ .*? \}\}|\b49\b", text)
+    assert "<script>alert(1)</script>" in page.words and "{{ 7191 * 7193 }}" in page.words
+    assert str(7191 * 7193) not in text
     assert {path.parent for path in found.pictures} == {tmp_path / "page"}
     assert all(re.fullmatch(r"[\w-]+\.png", path.name) for path in found.pictures)
 
 
+@pytest.mark.parametrize("how", ["gone", "binary"])
 @pytest.mark.parametrize(
     "piece", ["journal/rank-0.jsonl", "attempts.jsonl", "status.json", "config.yaml", "run.json", "fence"]
 )
-@pytest.mark.parametrize("how", ["gone", "binary"])
 def test_a_piece_that_is_torn_or_gone_is_told_and_the_rest_is_shown(
     tmp_path: Path, piece: str, how: str
 ) -> None:
@@ -136,14 +140,23 @@ def test_a_piece_that_is_torn_or_gone_is_told_and_the_rest_is_shown(
         path.unlink()
     else:
         path.write_bytes(b"\x00\xff\xfe{]" * 40)
-    done = CliRunner().invoke(app, ["report", "mine", "--runs", str(run.path.parent), "--json"])
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)["runs"][0]
-    assert found["problems"] or (piece, how) in (
-        ("attempts.jsonl", "gone"),
-        ("status.json", "gone"),
-    )
-    assert found["phases"] and Page((run.path / "report" / "index.html").read_text())
+    found = facts.read(RunFolder(run.path))
+    assert found.problems or (how == "gone" and piece in ("attempts.jsonl", "status.json"))
+    assert found.phases is not None
+    page = Page(render(MadePage([found], [], 0, [None], [[]])))
+    assert all(problem in page.words for problem in found.problems)
+
+
+def test_a_run_that_lost_its_name_and_more_has_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = finished(tmp_path)
+    for piece in ("run.json", "config.yaml", "journal/rank-0.jsonl"):
+        (run.path / piece).unlink()
+    said = json.loads(report("mine", "--json").stdout)["runs"][0]
+    assert "run.json is missing" in said["problems"] and "config.yaml is missing" in said["problems"]
+    assert said["results"] == {"test/accuracy": 0.975, "val/accuracy": 0.99}
 
 
 def test_the_command_says_where_the_page_is_and_only_its_owner_can_read_it(
@@ -151,10 +164,13 @@ def test_the_command_says_where_the_page_is_and_only_its_owner_can_read_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
-        finished(tmp_path, name)
-    assert report("a").stdout == "report: runs/a/report/index.html, 6 pictures beside it\n"
-    assert report("a", "b").stdout == "report of 2 runs: runs/report-a-b/index.html, 7 pictures beside it\n"
-    assert report("a", "--output", "here").stdout.startswith("report: here/index.html")
+        start(make_run(tmp_path, name), 1, ago=10)
+    train(RunFolder.open("runs/a"), 0, 20, ranks=1)
+    assert report("a").stdout == "report: runs/a/report/index.html, 4 pictures beside it\n"
+    assert report("b", "--output", "here").stdout == "report: here/index.html, 1 picture beside it\n"
+    assert (
+        default_folder([RunFolder.open("runs/a"), RunFolder.open("runs/b")]) == tmp_path / "runs/report-a-b"
+    )
     folder = tmp_path / "runs" / "a" / "report"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
@@ -169,7 +185,7 @@ def report(*arguments: str) -> Any:
 
 def test_what_cannot_be_reported_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = finished(tmp_path, "a")
+    run = make_run(tmp_path, "a")
 
     def refused(*arguments: str) -> str:
         done = CliRunner().invoke(app, ["report", *arguments])
@@ -187,6 +203,5 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     text, page = written(run)
     assert "There is no curve yet" in page.words and "No attempt was begun yet." in page.words
-    train(run, 0, 10, ranks=1)
     assert "There is one rank, so none is slower than another." in written(run)[1].words
     assert len(text) < 40_000
