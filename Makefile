@@ -5,11 +5,12 @@ READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 BENCH_READY := .venv/.ready-bench
 EXTRA_READY := .venv/.ready-extra
+BROWSER_READY := .venv/.ready-browser
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --retries 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults test-slurm test-wheel soak bench lint examples examples-extra docs format reference clean
+.PHONY: help demo test test-faults test-slurm test-browser test-wheel soak bench lint examples examples-extra docs format reference clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1|/' | column -t -s '|' 2>/dev/null \
@@ -21,7 +22,7 @@ demo: $(READY)  ## Set up, then train the quickstart: handwritten digits, under 
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test: lint  ## Set up, then ruff, mypy and every test but those of the targets below
-	$(PYTEST) -m "not faults and not examples and not extra and not slurm and not wheel"
+	$(PYTEST) -m "not faults and not examples and not extra and not slurm and not browser and not wheel"
 
 test-faults: $(DEV_READY)  ## Set up, then kill, hang, stop and resume whole commands; ends with a table
 	$(PYTEST) -m faults
@@ -31,6 +32,9 @@ test-slurm: $(DEV_READY)  ## Set up, then the tests against the SLURM of slurm/l
 
 test-wheel: $(DEV_READY)  ## Set up, then build the wheel, install it into an empty environment, and train from there
 	$(BIN)/python -m pytest -m wheel -s
+
+test-browser: $(BROWSER_READY)  ## Set up, then look at the report's and MLflow's pages in /usr/bin/chromium
+	$(BIN)/python -m pytest -m browser
 
 MINUTES ?= 0
 soak: $(DEV_READY)  ## Set up, then every fault whole, then random ones until MINUTES=n are over; ends with a table
@@ -88,3 +92,7 @@ $(BENCH_READY): pyproject.toml | $(BIN)/python
 $(EXTRA_READY): pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[dev,bench,extra]'
 	@touch $(READY) $(DEV_READY) $(BENCH_READY) $@
+
+$(BROWSER_READY): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[dev,browser]'
+	@touch $(READY) $(DEV_READY) $@

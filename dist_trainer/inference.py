@@ -27,6 +27,15 @@ from dist_trainer.config.targets import build
 from dist_trainer.errors import ConfigError, CorruptCheckpoint, DataError, UsageError
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.shown_samples import (
+    ABOUT,
+    SAMPLE_INPUT,
+    SAMPLE_ROW,
+    TRUTH,
+    class_names,
+    inputs_of,
+    rows_to_show,
+)
 from dist_trainer.training.evaluation import evaluate, predict
 from dist_trainer.training.loader import EvalLoader
 from dist_trainer.training.memory_format import to_channels_last
@@ -59,7 +68,8 @@ def main(scratch_folder: str) -> None:
         if request.output is None:
             result = _evaluate(config, model, task, metrics, loader, group)
         else:
-            result = _predict(config, model, task, loader, group, scratch, Path(request.output), len(dataset))
+            found = _predict(config, model, task, loader, group, scratch, targets=request.samples > 0)
+            result = _write(config, request, dataset, checkpoint, found) if group.is_rank_zero else {}
     finally:
         loader.close()
     if group.is_rank_zero:
@@ -144,11 +154,12 @@ def _predict(
     loader: EvalLoader,
     group: Group,
     scratch: Path,
-    output: Path,
-    rows: int,
-) -> dict[str, float]:
-    """Each rank writes its rows into the scratch folder; rank 0 puts all into the data set's order."""
-    indices, arrays = predict(model, task, loader, group.device, autocast=_autocast(config, group))
+    *,
+    targets: bool,
+) -> dict[str, NDArray[Any]]:
+    """Each rank writes its rows into the scratch folder; rank 0 puts all into the data set's order. Collective."""
+    autocast, name = _autocast(config, group), TRUTH if targets else None
+    indices, arrays = predict(model, task, loader, group.device, autocast=autocast, target_name=name)
     if taken := sorted(_TAKEN & arrays.keys()):
         raise ConfigError(
             f"task.target {config.task.target}: its prediction has the name {', '.join(taken)}, which a file of "
@@ -157,17 +168,32 @@ def _predict(
     np.savez(scratch / f"part-{group.rank}.npz", allow_pickle=False, **arrays, row=indices)
     group.barrier()
     if not group.is_rank_zero:
-        return {"rows": float(len(indices))}
+        return {}
     parts = [
         dict(np.load(scratch / f"part-{rank}.npz", allow_pickle=False)) for rank in range(group.world_size)
     ]
     merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(merged["row"], kind="stable")
-    merged = {name: values[order] for name, values in merged.items()}
-    if config.data.bad_rows == "raise" and not np.array_equal(merged["row"], np.arange(rows)):
-        raise DataError(f"the prediction has {len(order)} rows of {rows}")
-    write_predictions(output, merged)
-    return {"rows": float(len(order))}
+    return {name: values[order] for name, values in merged.items()}
+
+
+def _write(
+    config: Config, request: Request, dataset: Any, checkpoint: Checkpoint, arrays: dict[str, NDArray[Any]]
+) -> dict[str, float]:
+    """The file of all rows, on rank 0; with what a page shows of them where that was asked for."""
+    assert request.output is not None
+    rows = arrays["row"]
+    if config.data.bad_rows == "raise" and not np.array_equal(rows, np.arange(len(dataset))):
+        raise DataError(f"the prediction has {len(rows)} rows of {len(dataset)}")
+    if request.samples:
+        shown = rows[rows_to_show(arrays, request.samples)]
+        inputs = inputs_of(dataset, shown)
+        about = {"step": checkpoint.step, "checkpoint": checkpoint.name, "split": request.split}
+        about |= {"classes": class_names(dataset)}
+        arrays = {**arrays, ABOUT: np.array(json.dumps(about)), SAMPLE_ROW: shown}
+        arrays |= {} if inputs is None else {SAMPLE_INPUT: inputs}
+    write_predictions(Path(request.output), arrays)
+    return {"rows": float(len(rows))}
 
 
 def write_predictions(output: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -17,6 +17,7 @@ class Request:
     split: str
     checkpoint: str  # last, best or a step's number
     output: str | None = None
+    samples: int = 0  # so many samples and all targets go into the file too, for a page that shows them
 
     def write(self, folder: Path) -> None:
         """Put it where the workers look."""

@@ -21,7 +21,7 @@ LAYERS = [  # a module imports from its own part and from lines below
     {"cli"},
     {"tuning"},
     {"export", "planning"},
-    {"new_project"},
+    {"new_project", "report"},
     {"diagnose", "doctor"},
     {"sweeps"},
     {"jobs"},
@@ -31,7 +31,7 @@ LAYERS = [  # a module imports from its own part and from lines below
     {"worker"},
     {"training"},
     {"checkpoint", "tracking"},
-    {"data", "models"},
+    {"data", "models", "shown_samples"},
     {"sweep_folder"},
     {"inference_request", "run_folder"},
     {"run_records"},
@@ -59,10 +59,13 @@ OWNERS = {
         "cli/starting.py",
         "cli/tuning.py",
         "cli/exporting.py",
+        "cli/reporting.py",
     },
     "IPython": {"training/notebook.py"},
     "psutil": {"tracking/system_metrics.py"},
     "xxhash": {"training/digests.py"},
+    "jinja2": {"report/page.py"},
+    "markupsafe": {"report/page.py"},
 }
 READ_THE_ENVIRONMENT = {
     "config/imports.py",  # where the copy of the code is that a job runs

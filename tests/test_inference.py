@@ -213,3 +213,17 @@ def test_a_prediction_under_a_name_that_the_file_needs_is_refused(
 
 def journal(run: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.journal_path(0).read_text().splitlines()]
+
+
+def test_predictions_to_show_have_the_truth_and_the_worst_samples(run: RunFolder, tmp_path: Path) -> None:
+    output = tmp_path / "shown.npz"
+    ask(run, tmp_path / "scratch", 2, output=str(output), samples=6)
+    found = dict(np.load(output))
+    assert len(found["truth"]) == len(found["class"]) == 360
+    right = float((found["truth"] == found["class"]).mean())
+    assert right == run.status.results["test/accuracy"]
+    assert found["sample_input"].shape == (6, 64)
+    first = int(found["sample_row"][0])
+    assert found["truth"][first] != found["class"][first]
+    about = json.loads(str(found["about"]))
+    assert (about["step"], about["split"], about["classes"]) == (40, "test", None)

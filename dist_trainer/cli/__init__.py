@@ -14,6 +14,7 @@ from dist_trainer.cli import (
     jobs,
     looking,
     planning,
+    reporting,
     starting,
     submit,
     sweep,
@@ -23,7 +24,20 @@ from dist_trainer.cli import (
 from dist_trainer.cli.words import SETTINGS, Commands
 
 app = typer.Typer(cls=Commands, help="Train PyTorch models over many processes, and finish.", **SETTINGS)
-for part in (starting, training, exporting, submit, sweep, jobs, diagnosing, planning, tuning, looking):
+PARTS = (
+    starting,
+    training,
+    reporting,
+    exporting,
+    submit,
+    sweep,
+    jobs,
+    diagnosing,
+    planning,
+    tuning,
+    looking,
+)
+for part in PARTS:
     app.add_typer(part.app)
 
 

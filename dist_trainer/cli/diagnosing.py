@@ -1,7 +1,6 @@
 """The commands that look for what went wrong, and rehearse what could."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,14 +13,11 @@ from dist_trainer.cli.words import (
     Runs,
     Workers,
     exit_with,
-    find_run_of,
+    find_remains,
     note_run,
     print_json,
 )
 from dist_trainer.errors import UsageError
-
-if TYPE_CHECKING:
-    from dist_trainer.run_folder import RunFolder
 
 app = typer.Typer(**SETTINGS)
 Drilled = Annotated[
@@ -55,7 +51,7 @@ def explain(
     from dist_trainer.diagnose.explain import explain as look
     from dist_trainer.diagnose.screen import show
 
-    found = look(_find(run, runs), attempt)
+    found = look(find_remains(run, runs), attempt)
     if as_json:
         print_json(found.as_json())
         return
@@ -134,14 +130,3 @@ def doctor(
         note_run(ctx, name)
     exit_with(report(given, runs, as_json=as_json, minutes=slurm_time if slurm else None, wait_s=slurm_wait))
 
-
-def _find(name: str, runs: Path) -> "RunFolder":
-    """The run, even where it lost its run.json."""
-    from dist_trainer.diagnose.evidence import remains_of
-
-    try:
-        return find_run_of(name, runs)
-    except UsageError:
-        if (left := remains_of(name, runs)) is None:
-            raise
-        return left

@@ -150,6 +150,18 @@ def find_run_of(name: str, runs: Path) -> "RunFolder":
         raise UsageError(f"{name} is a sweep: {shows}, which are runs such as {cell}") from None
 
 
+def find_remains(name: str, runs: Path) -> "RunFolder":
+    """The run, even where it lost its run.json."""
+    from dist_trainer.diagnose.evidence import remains_of
+
+    try:
+        return find_run_of(name, runs)
+    except UsageError:
+        if (left := remains_of(name, runs)) is None:
+            raise
+        return left
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_trainer.adapters.files import new_private_file
+from dist_trainer.adapters.files import make_private_folder, new_private_file
 from dist_trainer.adapters.interpreter import importing
 from dist_trainer.config.load import dump_config, read_config, read_sections
 from dist_trainer.config.schema import Config
@@ -23,6 +23,7 @@ from dist_trainer.launchers.workers import count_workers
 from dist_trainer.run_folder import RunFolder
 
 ENTRY = "dist_trainer.inference:main"
+SHOWN = 24  # samples on a page
 
 
 def evaluate(run: RunFolder, *, split: str, checkpoint: str, workers: int | None, as_json: bool) -> int:
@@ -55,6 +56,21 @@ def predict(
     else:
         print(f"{output}: {rows} predictions for data.{split}, by the checkpoint of step {result['step']}")
     return FINISHED
+
+
+def predict_to_show(run: RunFolder, output: Path, *, split: str, checkpoint: str, workers: int | None) -> int:
+    """Write predictions with the truth and `SHOWN` samples, for a page: an .npz of ours. The exit code."""
+    make_private_folder(output.parent)
+    partial = new_private_file(output.with_name(f".{output.name}"))
+    try:
+        request = Request(str(run.path), split, checkpoint, str(partial), samples=SHOWN)
+        result = _infer(run, request, workers, as_json=False)
+        if isinstance(result, int):
+            return result
+        partial.replace(output)
+        return FINISHED
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _infer(run: RunFolder, request: Request, workers: int | None, as_json: bool) -> dict[str, Any] | int:

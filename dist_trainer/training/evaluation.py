@@ -130,10 +130,12 @@ def predict(
     device: torch.device,
     *,
     autocast: Callable[[], AbstractContextManager[Any]],
+    target_name: str | None = None,
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
     """This rank's share of the predictions: the rows' indices in the data set, and one array a name.
 
-    Raises DataError where the task's prediction is not one row per sample.
+    With a `target_name` the targets are one of them, where they are one tensor. Raises DataError where the
+    task's prediction is not one row per sample.
     """
     model.eval()
     indices: list[NDArray[np.int64]] = []
@@ -142,6 +144,8 @@ def predict(
         with autocast():
             prediction = task.prediction(task.forward(model, batch.on(device).data))
         named = prediction if isinstance(prediction, Mapping) else {"prediction": prediction}
+        if target_name and isinstance(target := task.target(batch.data), Tensor) and len(target) == len(rows):
+            named = {**named, target_name: target}
         for name, value in named.items():
             if len(value) != len(rows):
                 raise DataError(

@@ -1,0 +1,128 @@
+"""A journal as curves: read line by line, each step once by the attempt that came last, few enough points to draw."""
+
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_trainer.tracking.journal import iterate_journal
+
+Numbers = NDArray[np.float64]
+_MOST_METRICS = 200
+_MOST_EVENTS = 2000  # of one kind; of more the newest
+_BUCKETS = 300
+_KEPT_KINDS = ("saved", "started", "alarm", "straggler", "skipped", "bad_rows", "resized", "changed")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric over the steps, which rise; values may be NaN or infinite."""
+
+    steps: NDArray[np.int64]
+    values: Numbers
+
+    @property
+    def last(self) -> float:
+        """The value at the last step."""
+        return float(self.values[-1])
+
+    def thinned(self) -> "Curve":
+        """At most two points a bucket of steps, the lowest and the highest, so that no peak is lost."""
+        finite = np.isfinite(self.values)
+        steps, values = self.steps[finite], self.values[finite]
+        if len(steps) <= 2 * _BUCKETS:
+            return Curve(steps, values)
+        edges = np.linspace(steps[0], steps[-1], _BUCKETS, endpoint=False)
+        firsts = np.unique(np.searchsorted(steps, edges))
+        kept = {0, len(steps) - 1}
+        for first, last in zip(firsts, [*firsts[1:], len(steps)], strict=True):
+            part = values[first:last]
+            kept |= {int(first + part.argmin()), int(first + part.argmax())}
+        rows = sorted(kept)
+        return Curve(steps[rows], values[rows])
+
+
+@dataclass
+class Journal:
+    """What rank 0's journal holds: curves by metric, events by kind, and what is to be said of the reading."""
+
+    curves: dict[str, Curve] = field(default_factory=dict)
+    events: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    rewound: int = 0  # steps that were logged by more than one attempt
+    lines: int = 0
+    last_heard: dict[int, float] = field(default_factory=dict)  # by attempt: the time of its last line
+    problems: list[str] = field(default_factory=list)
+
+
+def read(path: Path) -> Journal:
+    """Stream rank 0's journal; sixteen bytes are kept of a point."""
+    found, points = Journal(), _Points()
+    if not path.exists():
+        found.problems.append(f"journal/{path.name} is missing: there are no curves")
+        return found
+    for record, _ in iterate_journal(path):
+        found.lines += 1
+        found.last_heard[record["attempt"]] = record["time"]
+        if record["kind"] == "metrics":
+            points.add(record["step"], record["values"])
+        elif record["kind"] in _KEPT_KINDS:
+            _keep(found.events.setdefault(record["kind"], []), record)
+    found.problems += _torn(path, found.lines)
+    if points.is_full:
+        found.problems.append(
+            f"journal/{path.name} has more than {_MOST_METRICS} metrics: the first are shown"
+        )
+    found.curves = dict(points.curves())
+    found.rewound = points.rewound
+    return found
+
+
+def _torn(path: Path, lines: int) -> list[str]:
+    """What of the file is no line of a journal."""
+    newlines, last = 0, b"\n"
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            newlines, last = newlines + chunk.count(b"\n"), chunk[-1:]
+    found = [f"journal/{path.name}: its last line was not written to the end"] if last != b"\n" else []
+    if newlines > lines:
+        number = newlines - lines
+        found.append(f"journal/{path.name}: {number:,} {'line' if number == 1 else 'lines'} cannot be read")
+    return found
+
+
+def _keep(events: list[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
+    events.append(record)
+    if len(events) >= 2 * _MOST_EVENTS:
+        del events[:_MOST_EVENTS]
+
+
+class _Points:
+    """Steps and values as they come."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[array[int], array[float]]] = {}
+        self.is_full = False
+        self.rewound = 0
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if name not in self._of:
+                if len(self._of) >= _MOST_METRICS:
+                    self.is_full = True
+                    continue
+                self._of[name] = (array("q"), array("d"))
+            steps, numbers = self._of[name]
+            steps.append(step)
+            numbers.append(float(value))
+
+    def curves(self) -> Iterator[tuple[str, Curve]]:
+        for name, (steps, values) in self._of.items():
+            all_steps, all_values = np.array(steps, dtype=np.int64), np.array(values)
+            # of a step that came twice the last line counts: the first in an array that is turned round
+            once, at = np.unique(all_steps[::-1], return_index=True)
+            self.rewound = max(self.rewound, len(all_steps) - len(once))
+            yield name, Curve(once, all_values[::-1][at])
