@@ -129,4 +129,3 @@ def doctor(
     for name in given[:1]:
         note_run(ctx, name)
     exit_with(report(given, runs, as_json=as_json, minutes=slurm_time if slurm else None, wait_s=slurm_wait))
-
