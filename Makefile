@@ -62,7 +62,7 @@ reference: $(DEV_READY)  ## Write the tables of docs/configuration.md from the s
 	$(BIN)/python -m tests.reference
 
 docs: $(DEV_READY)  ## Set up, then build the guide into build/docs/, to be read without a network
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "build/docs/index.html; with search: $(BIN)/python -m http.server --directory build/docs --bind 127.0.0.1"
 
 clean:  ## Remove .venv/ and what tools left; runs/ stays
