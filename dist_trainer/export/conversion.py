@@ -1,7 +1,9 @@
 """A model as a file of each format, by torch's own means; what torch cannot do is said with what works instead."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,26 @@ def _write_safetensors(model: nn.Module, path: Path) -> None:
 
 def _exported(model: nn.Module, calls: list[Call]) -> Any:
     seven = calls[-1]
-    return torch.export.export(model, seven.args, seven.keywords, dynamic_shapes=dynamic_shapes(calls))
+    with _plain_outputs(model):
+        return torch.export.export(model, seven.args, seven.keywords, dynamic_shapes=dynamic_shapes(calls))
+
+
+@contextmanager
+def _plain_outputs(model: nn.Module) -> Iterator[None]:
+    """In this block the model gives a dict for a mapping of a class of its own: a program that names the class could
+    be loaded only where that is installed."""
+    own = model.forward
+
+    @wraps(own)
+    def forward(*args: Any, **keywords: Any) -> Any:
+        output = own(*args, **keywords)
+        return dict(output) if isinstance(output, Mapping) else output
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def _write_onnx(model: nn.Module, calls: list[Call], path: Path) -> None:

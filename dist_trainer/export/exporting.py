@@ -143,7 +143,8 @@ def _written(run: RunFolder, work: Path) -> dict[str, Any]:
     try:
         answer = read_answer(work)
     except FileNotFoundError:
-        raise ExportError(f"the process that exports ended without a word:\n{words}") from None
+        last = redact("\n".join(words.strip().splitlines()[-_LAST_WORDS:]))
+        raise ExportError(f"the process that exports ended without a word:\n{last}") from None
     if "problem" in answer:
         kinds = {kind.exit_code: kind for kind in (ExportError, UsageError, NoUsableCheckpoint)}
         raise kinds.get(answer["exit_code"], ExportError)(answer["problem"])
@@ -159,16 +160,16 @@ def _checked(run: RunFolder, request: Request, work: Path, card: dict[str, Any])
     write_json(work / JOB, {**job, "sha256": card["files"][name]["sha256"]})
     if request.format in WEIGHTS_ALONE:
         command = ["-m", "dist_trainer.export.reloading", str(work / JOB)]
-        found = _results(_run(command, folder=run.info().working_folder))
+        words = _run(command, folder=run.info().working_folder)
     else:
         script = Path(__file__).with_name("loading.py")
-        found = _results(_run(["-P", str(script), str(work / JOB)], folder=work))
+        words = _run(["-P", str(script), str(work / JOB)], folder=work)
+    found = _results(request, words)
     for call in found:
         if call["problem"]:
             raise ExportError(
                 f"exported as {request.words}, the model does not give the same for a batch of {call['rows']}: "
-                f"{call['problem']}, and {TOLERANCE:g} of that is accepted; nothing was kept. --format safetensors "
-                "keeps the weights exactly"
+                f"{call['problem']}, and {TOLERANCE:g} of that is accepted; {_nothing_kept(request)}"
             )
     return {
         "batch_sizes": list(BATCH_SIZES),
@@ -179,17 +180,24 @@ def _checked(run: RunFolder, request: Request, work: Path, card: dict[str, Any])
     }
 
 
-def _results(output: str) -> list[dict[str, Any]]:
-    """The comparison's one line; ExportError with its last words where the file could not even be loaded."""
-    lines = output.strip().splitlines()
+def _results(request: Request, output: str) -> list[dict[str, Any]]:
+    """The comparison's one line; ExportError with what was said where the file could not even be loaded."""
+    lines = output.strip().splitlines() or ["no word"]
     try:
-        found: list[dict[str, Any]] = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        words = redact("\n".join(lines[-_LAST_WORDS:]))
+        found = json.loads(lines[-1])
+    except ValueError:
+        found = "\n".join(lines[-_LAST_WORDS:])
+    if isinstance(found, str):
         raise ExportError(
-            f"what was written cannot be loaded in a fresh process, and nothing was kept:\n{words}"
-        ) from None
-    return found
+            f"exported as {request.words}, the model cannot be loaded in a fresh process: {redact(found)}; "
+            f"{_nothing_kept(request)}"
+        )
+    return list(found)
+
+
+def _nothing_kept(request: Request) -> str:
+    remedy = "" if request.format in WEIGHTS_ALONE else ". --format safetensors keeps the weights exactly"
+    return f"nothing was kept{remedy}"
 
 
 def _run(arguments: Sequence[str], *, folder: Path) -> str:

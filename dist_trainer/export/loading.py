@@ -173,7 +173,13 @@ def main(*paths: str) -> None:
     warnings.simplefilter("ignore")  # torch says again what was said when the file was written
     for path in paths:
         job = read_job(Path(path))
-        print(json.dumps(check(job, load(job))), flush=True)
+        try:
+            model = load(job)
+        except Exception as error:  # its loader's own, of any kind
+            said = str(error).strip().splitlines() or ["no message"]
+            print(json.dumps(f"{type(error).__name__}: {said[0]}"), flush=True)
+            continue
+        print(json.dumps(check(job, model)), flush=True)
 
 
 if __name__ == "__main__":
