@@ -41,7 +41,10 @@ def examine_nodes(
             with on_nodes(subject.config.slurm, command, minutes=minutes) as running:
                 problem = _wait(running, folder, size, wait_s, say)
                 reports = _reports(folder, size) if problem is None else []
-                return [*_of_nodes(reports), *([problem] if problem else _of_all(reports, running, size))]
+                return [
+                    *_of_nodes(reports),
+                    *([problem] if problem else _of_all(reports, running, size, subject)),
+                ]
     except SchedulerUnavailable as error:
         words, _, advice = str(error).partition("; ")
         return [Finding("SLURM", "broken", words, advice)]
@@ -112,7 +115,7 @@ def _of_nodes(reports: Sequence[Report]) -> Iterator[Finding]:
             yield finding if is_of_all else replace(finding, nodes=(report.node,))
 
 
-def _of_all(reports: Sequence[Report], running: OnNodes, size: int) -> Iterator[Finding]:
+def _of_all(reports: Sequence[Report], running: OnNodes, size: int, subject: Subject) -> Iterator[Finding]:
     blind = _blind(running)
     if blind:
         words = "the folder of runs is not there, or not the one of this machine"
@@ -121,7 +124,9 @@ def _of_all(reports: Sequence[Report], running: OnNodes, size: int) -> Iterator[
     if len(reports) + len(blind) < size:
         words = f"{len(reports)} of {size} reported"
         said = running.said[:400]
-        yield Finding(_ALL, "broken", f"{words}; srun says: {said}" if said else words, _advice(said))
+        yield Finding(
+            _ALL, "broken", f"{words}; srun says: {said}" if said else words, _advice(said, subject)
+        )
     elif not blind:
         yield Finding(_ALL, "fine", f"{', '.join(report.node for report in reports)}: all reported")
     if len(reports) > 1:
@@ -129,11 +134,13 @@ def _of_all(reports: Sequence[Report], running: OnNodes, size: int) -> Iterator[
         yield from compare_versions({report.node: report.versions for report in reports})
 
 
-def _advice(said: str) -> str:
+def _advice(said: str, subject: Subject) -> str:
     if "No such file" in said or "execve" in said:
         return "Python must be at the same path on every node: slurm.setup may load it"
     if "Invalid" in said or "invalid" in said:
         return "slurm: look at partition, account and options"
+    if subject.config.slurm.setup:
+        return "slurm.setup runs first: try its lines on a node (srun --pty bash)"
     return "srun -N2 hostname shows whether the cluster itself starts anything"
 
 

@@ -17,6 +17,7 @@ from dist_trainer.adapters.interpreter import importing, leave
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.adapters.records import read_record
 from dist_trainer.doctor.findings import Finding
+from dist_trainer.doctor.gpus import count_gpus, driver_version, judge_cuda
 from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 
 if TYPE_CHECKING:
@@ -73,18 +74,20 @@ def main(plan: Plan) -> None:
         import torch
     _tell(Finding("torch", "fine", f"{torch.__version__}, imported"))
     _fork(2, lambda meeting: _gloo(meeting, "gloo on", plan.interfaces, _TIMEOUT_S))
-    gpus = _count_gpus() if plan.uses_gpus else 0
+    gpus = _gpus_by_cuda() if plan.uses_gpus else 0
     _tell(_cuda(plan, gpus))
     if not gpus:
         _tell(Finding("NCCL", "skipped", "no GPU to try it on"))
     elif any(codes := _fork(gpus, _nccl)):
-        _tell(Finding("NCCL", "broken", f"a rank ended with {min(codes)}, on {_gpus(gpus)}", _NCCL_ADVICE))
+        _tell(
+            Finding("NCCL", "broken", f"a rank ended with {min(codes)}, on {count_gpus(gpus)}", _NCCL_ADVICE)
+        )
     if (across := plan.across) is not None:
         _forked(across, lambda meeting: _between_nodes(meeting, plan.common))
         os.wait()
 
 
-def _count_gpus() -> int:
+def _gpus_by_cuda() -> int:
     """Those that CUDA gives; asked in a process of its own, since who has asked can fork no more users of CUDA."""
     import torch
 
@@ -96,22 +99,10 @@ def _count_gpus() -> int:
 def _cuda(plan: Plan, gpus: int) -> Finding:
     import torch
 
-    cuda = torch.version.cuda
     if not plan.uses_gpus:
         return Finding("CUDA", "skipped", "launch.device is cpu")
-    if gpus:
-        return Finding("CUDA", "fine", f"{_gpus(gpus)}, torch is built for CUDA {cuda}")
-    if not plan.has_to_have_gpus:
-        return Finding("CUDA", "skipped", "no GPU")
-    if cuda is None:
-        words, advice = f"torch {torch.__version__} is built for the CPU alone", "install the build for CUDA"
-    else:
-        words = f"torch, built for CUDA {cuda}, sees no GPU"
-        advice = (
-            "nvidia-smi says whether the driver works and is new enough; a container needs --gpus all, a job "
-            "slurm.options.gpus-per-node; CUDA_VISIBLE_DEVICES may hide them"
-        )
-    return Finding("CUDA", "broken", words, f"{advice}; launch.device=cpu does without")
+    build, cuda, wanted = torch.__version__, torch.version.cuda, plan.has_to_have_gpus
+    return judge_cuda(gpus, is_wanted=wanted, build=build, cuda=cuda, driver=driver_version())
 
 
 def _gloo(meeting: Meeting, label: str, interfaces: Sequence[str], timeout_s: float) -> Iterator[Finding]:
@@ -133,7 +124,7 @@ def _gloo(meeting: Meeting, label: str, interfaces: Sequence[str], timeout_s: fl
 def _nccl(meeting: Meeting) -> Iterator[Finding]:
     from dist_trainer.adapters.all_reduce_times import nccl_times, nccl_version
 
-    version = f"{nccl_version()} on {_gpus(meeting.size)}"
+    version = f"{nccl_version()} on {count_gpus(meeting.size)}"
     store = meeting.open(timeout_s=_NCCL_S)
     try:
         times = nccl_times(store, meeting.rank, meeting.size, timeout_s=_NCCL_S)
@@ -151,10 +142,6 @@ def _between_nodes(meeting: Meeting, interfaces: Sequence[str]) -> Iterator[Find
         words = f"no way to the first node at {meeting.address}:{meeting.port}: {_first_line(error)}"
         advice = "its name must lead to it from every node, and no firewall may keep the nodes' ports from each other"
         yield Finding("between nodes", "broken", words, advice)
-
-
-def _gpus(count: int) -> str:
-    return f"{count} GPU{'s' if count > 1 else ''}"
 
 
 def _first_line(error: BaseException) -> str:

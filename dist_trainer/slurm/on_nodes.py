@@ -41,11 +41,12 @@ class OnNodes:
 
     @property
     def said(self) -> str:
-        """What srun had to say, without its name, in one line."""
+        """What srun and the tasks had to say, each thing once and in one line; that a task ended comes last."""
         lines = (
             re.sub(r"^(srun|slurmstepd): (error: )?", "", line) for line in _read(self._errors).splitlines()
         )
-        return "; ".join(line.strip() for line in lines if line.strip() and "has been allocated" not in line)
+        kept = [line.strip() for line in lines if line.strip() and "has been allocated" not in line]
+        return "; ".join(sorted(dict.fromkeys(kept), key=lambda line: "Exited with exit code" in line))
 
     @property
     def own_job(self) -> str | None:
@@ -116,7 +117,11 @@ def srun_command(
 def _options(slurm: SlurmConfig) -> list[str]:
     known = known_options("srun")
     wanted = {**given({"partition": slurm.partition}), **given(slurm.options)}
-    asked = {name: value for name, value in wanted.items() if name in known and name not in _NOT_OURS}
+    asked = {
+        name: value
+        for name, value in wanted.items()
+        if (not known or name in known) and name not in _NOT_OURS
+    }
     asked |= given(slurm.srun_options)
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in sorted(asked.items())]
 
