@@ -102,7 +102,7 @@ def test_a_new_project_trains_from_the_wheel_by_the_commands_that_are_printed(ru
     trained = run(" && ".join(lines))
     assert "training 940 steps with 2 ranks on cpu" in trained and "demo: finished at step 940" in trained
     found = json.loads(run("cd demo && dist-trainer evaluate demo --json"))
-    assert found["metrics"]["test/accuracy"] > 0.9
+    assert found["results"]["test/accuracy"] > 0.9
     assert "optimizer: {" in run("cd demo && dist-trainer tune lr train.yaml --steps 40")
 
 
