@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dist_trainer.errors import ConfigError
 from dist_trainer.training.hooks import Hook
 from dist_trainer.tuning.range_test import Divergence
 
@@ -17,10 +18,19 @@ if TYPE_CHECKING:
 
 
 class GrowingRate(LRScheduler):
-    """From each group's own rate to `factor` times as much at the last of `count` updates, exponentially."""
+    """From `lowest` to `highest` at the last of `count` updates, exponentially; each group by its own share of that.
 
-    def __init__(self, optimizer: Optimizer, factor: float, count: int) -> None:
-        self.factor, self.count = factor, count
+    Raises ConfigError for an optimizer that was not made with the rate `lowest`, so not by the configuration.
+    """
+
+    def __init__(self, optimizer: Optimizer, lowest: float, highest: float, count: int) -> None:
+        own = optimizer.defaults.get("lr", lowest)
+        if float(own) != lowest:
+            raise ConfigError(
+                f"the task makes its own {type(optimizer).__name__} with the rate {float(own):g}, in which "
+                "optimizer.lr has no part: it has to use what `make` gives in Task.optimizers"
+            )
+        self.factor, self.count = highest / lowest, count
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:

@@ -54,9 +54,8 @@ def _tree(loaded: Loaded, tried: Rates) -> dict[str, Any]:
     config = loaded.config.model_copy(update={"scheduler": None})
     steps = tried.steps + 1  # the last rate shows in the loss of the step after it
     tree = shortened(config, _NAME, steps + 1, steps + 1)
-    factor = tried.highest / tried.lowest
-    growing = {"target": "dist_trainer.tuning.growing.GrowingRate", "factor": factor, "count": tried.steps}
-    tree["scheduler"] = growing
+    rates = {"lowest": tried.lowest, "highest": tried.highest, "count": tried.steps}
+    tree["scheduler"] = {"target": "dist_trainer.tuning.growing.GrowingRate", **rates}
     end = {"target": "dist_trainer.tuning.growing.EndOfTest", "last": steps, "at_rest": tried.at_rest}
     tree["hooks"] = [end]
     tree["optimizer"] = with_rate(loaded, tried.lowest)

@@ -58,12 +58,18 @@ def test_the_schedule_gives_every_group_these_rates_times_its_own_scale() -> Non
     weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": weights[:1]}, {"params": weights[1:], "lr": 5e-6}]
     optimizer = torch.optim.SGD(groups, lr=1e-6)
-    schedule = GrowingRate(optimizer, TRIED.highest / TRIED.lowest, TRIED.steps)
+    schedule = GrowingRate(optimizer, TRIED.lowest, TRIED.highest, TRIED.steps)
     for step in range(TRIED.steps):
         rates = [group["lr"] for group in optimizer.param_groups]
         assert rates == pytest.approx([TRIED.at(step), 5 * TRIED.at(step)])
         optimizer.step()
         schedule.step()
+
+
+def test_an_optimizer_that_the_configuration_did_not_make_is_refused() -> None:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    with pytest.raises(ConfigError, match=r"makes its own Adam with the rate 0.0002, in which optimizer.lr"):
+        GrowingRate(optimizer, TRIED.lowest, TRIED.highest, TRIED.steps)
 
 
 def test_the_rate_is_a_tenth_of_that_with_the_lowest_loss_whatever_the_noise() -> None:
