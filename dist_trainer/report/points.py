@@ -110,14 +110,16 @@ class _Points:
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            if name not in self._of:
-                if len(self._of) >= _MOST_METRICS:
-                    self.is_full = True
-                    continue
-                self._of[name] = (array("q"), array("d"))
-            steps, numbers = self._of[name]
-            steps.append(step)
-            numbers.append(float(value))
+            found = self._of.get(name) or self._new(name)
+            if found is not None:
+                found[0].append(step)
+                found[1].append(float(value))
+
+    def _new(self, name: str) -> "tuple[array[int], array[float]] | None":
+        if len(self._of) >= _MOST_METRICS:
+            self.is_full = True
+            return None
+        return self._of.setdefault(name, (array("q"), array("d")))
 
     def curves(self) -> Iterator[tuple[str, Curve]]:
         for name, (steps, values) in self._of.items():

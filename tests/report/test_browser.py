@@ -15,7 +15,7 @@ from dist_trainer.run_folder import RunFolder
 from tests.launchers.processes import Command
 from tests.report.runs import resumed
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--headless",
