@@ -1,7 +1,7 @@
 """The command that shows runs: one page of curves, time, attempts and predictions."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,12 +18,15 @@ from dist_trainer.cli.words import (
 )
 from dist_trainer.errors import UsageError
 
+if TYPE_CHECKING:
+    from dist_trainer.run_folder import RunFolder
+
 app = typer.Typer(**SETTINGS)
 _SPLITS = ("train", "val", "test")
 
 Named = Annotated[
     list[str],
-    typer.Argument(metavar="RUN...", help="Runs, by folder or name; several are laid over each other."),
+    typer.Argument(metavar="RUN", help="Runs, by folder or name; several are laid over each other."),
 ]
 Output = Annotated[
     Path | None,
@@ -56,15 +59,17 @@ def report(
     make.check(found)
     folder = output.absolute() if output else make.default_folder(found)
     for each in found if predict is not None else ():
-        exit_with(_predict(each, predict, checkpoint, workers))
+        exit_with(_predict(each, predict, checkpoint, workers, as_json=as_json))
     written = make.make(found, folder)
     print_json(written.as_json()) if as_json else print(written.sentence)
 
 
-def _predict(run: Any, split: str | None, checkpoint: str, workers: int | None) -> int:
+def _predict(
+    run: "RunFolder", split: str | None, checkpoint: str, workers: int | None, *, as_json: bool
+) -> int:
     from dist_trainer.launchers.infer import predict_to_show
     from dist_trainer.report.make import predictions_file
 
     assert split is not None
     file = predictions_file(run, split)
-    return predict_to_show(run, file, split=split, checkpoint=checkpoint, workers=workers)
+    return predict_to_show(run, file, split=split, checkpoint=checkpoint, workers=workers, as_json=as_json)

@@ -58,13 +58,15 @@ def predict(
     return FINISHED
 
 
-def predict_to_show(run: RunFolder, output: Path, *, split: str, checkpoint: str, workers: int | None) -> int:
+def predict_to_show(
+    run: RunFolder, output: Path, *, split: str, checkpoint: str, workers: int | None, as_json: bool
+) -> int:
     """Write predictions with the truth and `SHOWN` samples, for a page: an .npz of ours. The exit code."""
     make_private_folder(output.parent)
     partial = new_private_file(output.with_name(f".{output.name}"))
     try:
         request = Request(str(run.path), split, checkpoint, str(partial), samples=SHOWN)
-        result = _infer(run, request, workers, as_json=False)
+        result = _infer(run, request, workers, as_json)
         if isinstance(result, int):
             return result
         partial.replace(output)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dist_trainer.adapters.files import plain_number
 from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.config.load import read_section
 from dist_trainer.config.redact import redact
@@ -182,11 +183,11 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "folder": str(facts.folder),
         "state": facts.state,
         "says": facts.explanation.sentence if facts.explanation else "",
-        "results": dict(facts.results),
+        "results": {name: plain_number(value) for name, value in facts.results.items()},
         "attempts": [each.as_json() for each in facts.time_line.attempts],
         "rewound_steps": facts.journal.rewound,
         "metrics": {
-            name: {"points": len(curve.steps), "last": curve.last, "step": int(curve.steps[-1])}
+            name: {"points": len(curve.steps), "last": plain_number(curve.last), "step": int(curve.steps[-1])}
             for name, curve in facts.journal.curves.items()
         },
         "step_ms": vars(facts.step_times) if facts.step_times else None,

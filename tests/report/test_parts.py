@@ -10,6 +10,7 @@ from dist_trainer.report.attempts import time_line
 from dist_trainer.report.figures import figures, show_number
 from dist_trainer.report.ranks import read_phases, step_times
 from dist_trainer.report.settings import differences
+from dist_trainer.tracking.journal import Journal
 from dist_trainer.tracking.parameters import parameters
 from tests.report.runs import add_phases, end, finished, make_run, resumed, start, train
 
@@ -132,6 +133,14 @@ def test_the_facts_of_a_resumed_run_are_found(tmp_path: Path) -> None:
     assert [each["cause"] for each in found["attempts"]] == ["died without a word", "finished"]
     assert found["metrics"]["train/loss"] == {"points": 20, "last": 3 / 200, "step": 200}
     assert found["results"] == {"test/loss": 0.01}
+
+
+def test_what_is_no_number_to_json_is_a_word(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with Journal(run.journal_path(0), attempt=1, rank=0) as journal:
+        journal.metrics(1, {"train/loss": float("nan")})
+    found = facts.as_json(facts.read(run))
+    assert (found["results"], found["metrics"]["train/loss"]["last"]) == ({"train/loss": "NaN"}, "NaN")
 
 
 def test_an_unfinished_run_shows_what_it_measured_last(tmp_path: Path) -> None:
