@@ -1,6 +1,7 @@
 """Clears a run's checkpoints away that are not worth keeping, after every one that stays was read back whole."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,8 +115,11 @@ def _uncommitted(store: CheckpointStore) -> list[Checkpoint]:
 
 
 def _size(store: CheckpointStore, checkpoint: Checkpoint) -> int:
-    name = checkpoint.name
-    return sum(store.storage.size(f"{name}/{file}") for file in store.storage.list(name))
+    size, name = 0, checkpoint.name
+    for file in store.storage.list(name):
+        with suppress(FileNotFoundError):  # no plain file: it goes all the same
+            size += store.storage.size(f"{name}/{file}")
+    return size
 
 
 def _reasons(checkpoint: Checkpoint, good: Sequence[Checkpoint], config: CheckpointConfig) -> list[str]:

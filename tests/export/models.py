@@ -1,5 +1,6 @@
 """Small models that each ask something else of an exporter, and data for them."""
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -93,6 +94,22 @@ class OfOneSize(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         output: Tensor = self.layer(inputs)
         return output + torch.rand_like(output)
+
+
+class Answer(OrderedDict[str, Tensor]):
+    """A mapping of a class of its own, as models of other libraries give."""
+
+
+class Answering(nn.Module):
+    """Gives such a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Answer:
+        hidden = self.layer(inputs)
+        return Answer(logits=hidden, sums=hidden.sum(1))
 
 
 class Elsewhere(Supervised):

@@ -17,12 +17,13 @@ LSTM = (
     .replace("tests.export.models.X", "dist_trainer.models.LSTMForecaster")
     .replace("[[4]]", "[[10, 1]]")
 )
-CONFIGS = {name: text_of(name) for name in ("TwoInputs", "Normed", "Branching", "NotScriptable")} | {
-    "LSTM": LSTM
-}
+CONFIGS = {
+    name: text_of(name) for name in ("TwoInputs", "Normed", "Branching", "NotScriptable", "Answering")
+} | {"LSTM": LSTM}
 EVERY = [(model, *way) for model in ("TwoInputs", "Normed", "LSTM") for way in ALONE] + [
     ("Branching", "torchscript", "script"),
     ("NotScriptable", "torchscript", "trace"),
+    ("Answering", "torch-export", None),
 ]
 SAMPLE = [
     ("TwoInputs", "torch-export", None),
