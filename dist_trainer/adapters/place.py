@@ -12,7 +12,6 @@ from dist_trainer.adapters.slurm_job import JOB_END_VARIABLE, SIGNAL_BEFORE_VARI
 from dist_trainer.errors import ConfigError
 
 FENCE_VARIABLE = "DIST_TRAINER_FENCE"
-_BACKLOG = 2048  # every rank connects at once
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,6 @@ def on_loopback_if_alone(place: Place) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def listen_on(address: str) -> tuple[int, int]:
-    """A free port of this address alone, and the descriptor of a socket that listens there, for who takes it over."""
-    with socket.create_server((address, 0), backlog=_BACKLOG) as server:
-        return server.getsockname()[1], server.detach()
 
 
 def choose_device(wanted: str, place: Place) -> torch.device:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from dist_trainer.config.redact import redact
-from dist_trainer.doctor.findings import Finding
+from dist_trainer.doctor.findings import Finding, State
+from dist_trainer.errors import DistTrainerError
 
 T = TypeVar("T")
 _HUNG = "look at what it asks: a file system or a server that does not answer hangs a training too"
@@ -20,8 +21,9 @@ class Check:
 
     name: str
     find: Callable[[], Iterable[Finding]]
-    within_s: float = 5.0
+    within_s: float = 10.0
     advice: str = _HUNG
+    if_hung: State = "broken"
 
 
 def run_checks(checks: Sequence[Check]) -> list[Finding]:
@@ -35,6 +37,11 @@ def run_checks(checks: Sequence[Check]) -> list[Finding]:
         each.join(max(0.0, began + each.check.within_s - time.monotonic()))
         found += each.findings()
     return found
+
+
+def is_any_hung() -> bool:
+    """Whether a check of before still runs, or hangs."""
+    return any(isinstance(each, _Running) for each in threading.enumerate())
 
 
 class _Running(threading.Thread):
@@ -56,14 +63,15 @@ class _Running(threading.Thread):
         found = list(self._found)
         if not self._is_done:
             words = f"no answer within {self.check.within_s:g} s"
-            found.append(Finding(self.check.name, "broken", words, self.check.advice))
+            found.append(Finding(self.check.name, self.check.if_hung, words, self.check.advice))
         return [_redacted(each) for each in found]
 
 
 def failed(check: Check, error: BaseException) -> Finding:
     """An error that the check did not expect."""
     lines = str(error).strip().splitlines() or [""]
-    words = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+    is_ours = isinstance(error, DistTrainerError)  # whose words are meant for people
+    words = lines[0] if is_ours else f"{type(error).__name__}: {lines[0]}".rstrip(": ")
     return Finding(check.name, "broken", words[:_LENGTH], check.advice)
 
 

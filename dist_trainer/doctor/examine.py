@@ -14,8 +14,8 @@ from dist_trainer.doctor.stores import check_store
 from dist_trainer.doctor.subject import Subject
 
 RUN_FOLDER = "run folder"
-_DISK_S = 10.0
-_STORE_S = 20.0
+_DISK_S = 15.0
+_STORE_S = 12.0
 _DISK = (
     "a disk or its server that does not answer hangs a training too: dmesg, mount; choose another with --runs"
 )
@@ -43,7 +43,7 @@ def examine(
         Check("open files", partial(machine.check_open_files, subject)),
         *_disk_checks(subject, is_tried_together=bool(more)),
         Check("checkpoints", partial(check_store, subject), within_s=_STORE_S, advice=_STORE),
-        Check("MLflow", partial(check_mlflow, subject), within_s=12.0),
+        Check("MLflow", partial(check_mlflow, subject), within_s=10.0, if_hung="warning"),
         *more,
     ]
     if with_cluster:

@@ -16,6 +16,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from dist_trainer.adapters.files import write_json
+from dist_trainer.adapters.interfaces import listen_on
 from dist_trainer.adapters.interpreter import leave
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.adapters.records import read_record
@@ -24,6 +25,7 @@ from dist_trainer.doctor.checks import Check, run_checks
 from dist_trainer.doctor.examine import examine
 from dist_trainer.doctor.file_system import clock_ahead_s
 from dist_trainer.doctor.findings import Finding
+from dist_trainer.doctor.network import Across
 from dist_trainer.doctor.subject import subject_of
 from dist_trainer.doctor.together import TOGETHER_WITHIN_S, Nodes
 from dist_trainer.errors import DistTrainerError
@@ -80,10 +82,15 @@ def _examine(request: Request, nodes: Nodes) -> list[Finding]:
     except (OSError, DistTrainerError) as error:
         advice = "every node must see the folder that the command is given in, and the files that it names"
         return [Finding("configuration", "broken", str(error).splitlines()[0], advice)]
-    from dist_trainer.adapters.place import listen_on
-
     shared = Check("shared files", nodes.check_files, TOGETHER_WITHIN_S)
-    return examine(subject, across=lambda: nodes.across(listen_on), more=[shared], with_cluster=False)
+    return examine(subject, across=partial(_across, nodes), more=[shared], with_cluster=False)
+
+
+def _across(nodes: Nodes) -> Across | None:
+    """How to meet the others; None where they do not come, which the shared files tell of."""
+    with suppress(DistTrainerError):
+        return nodes.across(listen_on)
+    return None
 
 
 def _signal_finding(reached: bool) -> Finding:

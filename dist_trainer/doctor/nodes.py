@@ -58,9 +58,10 @@ def _wait(
     """Wait for the nodes to arrive, send them the signal that they wait for, and wait for their end."""
     deadline, asked, told = time.monotonic() + wait_s, 0.0, ""
     while not (running.is_over or arrived(folder, size) or _blind(running)):
-        if time.monotonic() - asked > _ASK_EVERY_S and (reason := running.why_it_waits()) is not None:
-            asked = time.monotonic()
-            if (words := f"job {running.own_job} waits: {why_it_waits(reason)}") != told:
+        if running.own_job and time.monotonic() - asked > _ASK_EVERY_S:
+            asked, reason = time.monotonic(), running.why_it_waits()
+            words = "" if reason is None else f"job {running.own_job} waits: {why_it_waits(reason)}"
+            if words not in ("", told):
                 told = words
                 say(words)
         if time.monotonic() > deadline:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from dist_trainer.adapters.interfaces import listen_on
 from dist_trainer.adapters.interpreter import importing, leave
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.adapters.records import read_record
@@ -73,7 +74,9 @@ def main(plan: Plan) -> None:
     with importing():
         import torch
     _tell(Finding("torch", "fine", f"{torch.__version__}, imported"))
-    _fork(2, lambda meeting: _gloo(meeting, "gloo on", plan.interfaces, _TIMEOUT_S))
+    if any(codes := _fork(2, lambda meeting: _gloo(meeting, "gloo on", plan.interfaces, _TIMEOUT_S))):
+        advice = 'python -m dist_trainer.doctor.ranks \'{"interfaces": ["lo"]}\' shows the error'
+        _tell(Finding("gloo", "broken", f"two ranks ended with {codes[0]} and {codes[1]}", advice))
     gpus = _gpus_by_cuda() if plan.uses_gpus else 0
     _tell(_cuda(plan, gpus))
     if not gpus:
@@ -152,8 +155,6 @@ def _first_line(error: BaseException) -> str:
 
 def _fork(size: int, act: Callable[[Meeting], Iterator[Finding]]) -> list[int]:
     """Ranks on this machine, that have torch already, to their end; their exit codes."""
-    from dist_trainer.adapters.place import listen_on
-
     port, descriptor = listen_on(_HERE)
     first = Meeting(_HERE, port, 0, size, descriptor)
     others = [Meeting(_HERE, port, rank, size) for rank in range(1, size)]

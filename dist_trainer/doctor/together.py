@@ -86,6 +86,7 @@ class Nodes:
 
     def __init__(self, folder: Path, job: SlurmJob) -> None:
         self.folder, self.rank, self.size, self._job = folder, job.node_rank, job.node_count, job
+        self._come_until = time.monotonic() + ARRIVE_WITHIN_S
 
     def arrive(self) -> None:
         """Tell the others, and who asks."""
@@ -101,9 +102,8 @@ class Nodes:
 
     def all_here(self) -> list[Here]:
         """Every node, once all have arrived; DistTrainerError where some do not."""
-        deadline = time.monotonic() + ARRIVE_WITHIN_S
         while len(found := arrived(self.folder, self.size)) < self.size:
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._come_until:
                 there = ", ".join(here.node for here in found.values())
                 raise DistTrainerError(f"of {self.size} nodes only {there} can be seen in {self.folder}")
             time.sleep(_POLL_S)
