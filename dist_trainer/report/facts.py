@@ -14,8 +14,9 @@ from dist_trainer.config.schema import CheckpointConfig
 from dist_trainer.diagnose.evidence import UNREADABLE, Evidence, gather
 from dist_trainer.diagnose.explain import Explanation, explain
 from dist_trainer.diagnose.words import one_line
-from dist_trainer.report import points, predictions, ranks
+from dist_trainer.report import given_pictures, points, predictions, ranks
 from dist_trainer.report.attempts import TimeLine, time_line
+from dist_trainer.report.given_pictures import GivenPicture
 from dist_trainer.report.points import Journal
 from dist_trainer.report.predictions import Predictions
 from dist_trainer.run_folder import RunFolder
@@ -57,6 +58,8 @@ class Facts:
     config_yaml: str  # redacted
     code: str
     predictions: Sequence[Predictions]
+    pictures: Sequence[GivenPicture]
+    more_pictures: int  # than a page shows
     problems: Sequence[str] = field(default_factory=list)
 
     @property
@@ -86,6 +89,7 @@ def read(run: RunFolder) -> Facts:
         lambda: time_line(lines, events.get("saved", []), last_heard=heard, is_running=runs),
         TimeLine(),
     )
+    pictures, more = _pictures(taken, run.path / FOLDER)
     facts = Facts(
         name=run.path.name,
         folder=run.path,
@@ -103,6 +107,8 @@ def read(run: RunFolder) -> Facts:
         config_yaml=taken.take("config.yaml", lambda: redact_yaml(text), ""),
         code=taken.take("run.json", lambda: _code(evidence), ""),
         predictions=_predictions(taken, run.path / FOLDER),
+        pictures=pictures,
+        more_pictures=more,
     )
     found = [*(evidence.problems if evidence else []), *journal.problems, *taken.problems]
     unreadable = list(explanation.unreadable) if explanation else []
@@ -174,6 +180,19 @@ def _predictions(taken: _Taken, folder: Path) -> list[Predictions]:
         if one is not None:
             found.append(one)
     return found
+
+
+def _pictures(taken: _Taken, folder: Path) -> tuple[list[GivenPicture], int]:
+    name = f"{FOLDER}/{given_pictures.FOLDER}"
+    paths, more = taken.take(name, lambda: given_pictures.files(folder), ([], 0))
+    captions = taken.take(
+        f"{name}/{given_pictures.CAPTIONS}", lambda: given_pictures.captions(folder), dict[str, str]()
+    )
+    read = [
+        taken.take(f"{name}/{path.name}", partial(given_pictures.read, path, captions), None)
+        for path in paths
+    ]
+    return [each for each in read if each is not None], more
 
 
 def as_json(facts: Facts) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 runs/<name>/report/            another folder for several runs, or by --output
   index.html                   the page; it needs nothing else
   loss.png ...                 its curves, a file each
+  pictures/                    only in a run's own folder: what others put there, see given_pictures.py
   predictions-test.npz         only in a run's own folder: what --predict wrote, see shown_samples.py
 """
 
