@@ -163,7 +163,7 @@ def test_a_fine_tuning_script_goes_on_with_the_same_bits(texts: Folder) -> None:
     assert all(torch.equal(untouched[name], resumed[name]) for name in untouched)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2400)
 def test_minilm_learns_four_kinds_of_text_on_two_ranks(texts: Folder) -> None:
     """A linear layer on its frozen features reaches 79.5%, guessing 25%."""
     results = texts.train("hf_text", "launch.workers_per_node=2", "launch.device=cpu")
