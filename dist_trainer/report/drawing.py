@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dist_trainer.report.attempts import TimeLine
 from dist_trainer.report.figures import Figure
+from dist_trainer.report.points import can_be_drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,8 +127,8 @@ def draw_series(truth: NDArray[Any], said: NDArray[Any]) -> Drawn:
 
     def draw(axes: "Axes") -> None:
         rows = np.arange(len(truth))[-_MOST_POINTS:]
-        axes.plot(rows, truth[rows, 0], color=_INK, linewidth=1.4, label="truth")
-        axes.plot(rows, said[rows, 0], "--", color=LINES[0], linewidth=1.6, label="forecast")
+        axes.plot(rows, _drawable(truth[rows, 0]), color=_INK, linewidth=1.4, label="truth")
+        axes.plot(rows, _drawable(said[rows, 0]), "--", color=LINES[0], linewidth=1.6, label="forecast")
         axes.set_xlabel("row")
 
     return _drawn(draw, "forecast against truth", has_legend=True)
@@ -136,7 +137,7 @@ def draw_series(truth: NDArray[Any], said: NDArray[Any]) -> Drawn:
 def draw_scatter(truth: NDArray[Any], said: NDArray[Any]) -> Drawn:
     """Each prediction over its target; on the line they are the same."""
     truth, said = truth.reshape(-1), said.reshape(-1)
-    good = np.isfinite(truth) & np.isfinite(said)
+    good = can_be_drawn(truth) & can_be_drawn(said)
     picked = np.flatnonzero(good)[:: max(1, int(good.sum()) // _MOST_POINTS)]
 
     def draw(axes: "Axes") -> None:
@@ -147,6 +148,10 @@ def draw_scatter(truth: NDArray[Any], said: NDArray[Any]) -> Drawn:
         axes.set(xlabel="truth", ylabel="prediction")
 
     return _drawn(draw, "prediction against truth")
+
+
+def _drawable(values: NDArray[Any]) -> NDArray[Any]:
+    return np.where(can_be_drawn(values), values, np.nan)
 
 
 def _label(*words: str) -> str:

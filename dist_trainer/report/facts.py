@@ -79,7 +79,9 @@ def read(run: RunFolder) -> Facts:
     evidence = taken.take("the folder", lambda: gather(run, None), None)
     explanation = taken.take("how it stands", lambda: explain(run), None)
     journal = taken.take("journal", lambda: points.read(run.journal_path(0)), Journal())
-    text = taken.take("config.yaml", lambda: run.config_path.read_text(), "")
+    # what the evidence could not read is no configuration: too large, or aliases that grow beyond any memory
+    is_yaml = bool(evidence and evidence.config)
+    text = taken.take("config.yaml", lambda: run.config_path.read_text() if is_yaml else "", "")
     heard = taken.take("heartbeat", lambda: _last_heard(journal, evidence), dict[int, float]())
     lines = evidence.lines if evidence else []
     events = journal.events

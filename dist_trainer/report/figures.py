@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dist_trainer.report.points import Curve
+from dist_trainer.report.points import Curve, can_be_drawn
 
 _LEFT_OUT = re.compile(r"epoch|straggler/.*|.*bad_rows")
 _SPLITS = ("train", "val", "test")
@@ -66,7 +66,7 @@ def figures(curves: Sequence[Mapping[str, Curve]]) -> tuple[list[Figure], int]:
     lines: dict[str, list[Line]] = {}
     for run, each in enumerate(curves):
         for metric, curve in each.items():
-            if _LEFT_OUT.fullmatch(metric) or np.isfinite(curve.values).sum() < 2:
+            if _LEFT_OUT.fullmatch(metric) or can_be_drawn(curve.values).sum() < 2:
                 continue
             name, part = _split(metric)
             lines.setdefault(name, []).append(Line(run, part, curve))

@@ -15,6 +15,7 @@ from dist_trainer.report.attempts import Attempt
 from dist_trainer.report.drawing import LINES, Drawn
 from dist_trainer.report.facts import Facts, Saved
 from dist_trainer.report.figures import Figure, Line, show_number
+from dist_trainer.report.points import can_be_drawn
 from dist_trainer.report.settings import Difference, differences
 
 _MOST_ATTEMPTS = 50
@@ -137,9 +138,5 @@ def _in_numbers(line: Line, name: str) -> dict[str, Any]:
         "lowest_step": int(curve.steps[lowest]),
         "highest": float(curve.values[highest]),
         "highest_step": int(curve.steps[highest]),
-        "odd": len(line.curve.values) - _finite(line),
+        "left_out": int((~can_be_drawn(line.curve.values)).sum()),
     }
-
-
-def _finite(line: Line) -> int:
-    return sum(map(math.isfinite, line.curve.values.tolist()))

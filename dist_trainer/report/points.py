@@ -15,7 +15,13 @@ Numbers = NDArray[np.float64]
 _MOST_METRICS = 200
 _MOST_EVENTS = 2000  # of one kind; of more the newest
 _BUCKETS = 300
+_LARGEST_DRAWN = 1e150
 _KEPT_KINDS = ("saved", "started", "alarm", "straggler", "skipped", "bad_rows", "resized", "changed")
+
+
+def can_be_drawn(values: Numbers) -> NDArray[np.bool_]:
+    """Which of them are finite, and not so large that the length of an axis would not be."""
+    return np.abs(values) < _LARGEST_DRAWN
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,8 @@ class Curve:
 
     def thinned(self) -> "Curve":
         """At most two points a bucket of steps, the lowest and the highest, so that no peak is lost."""
-        finite = np.isfinite(self.values)
-        steps, values = self.steps[finite], self.values[finite]
+        drawable = can_be_drawn(self.values)
+        steps, values = self.steps[drawable], self.values[drawable]
         if len(steps) <= 2 * _BUCKETS:
             return Curve(steps, values)
         edges = np.linspace(steps[0], steps[-1], _BUCKETS, endpoint=False)

@@ -7,11 +7,10 @@ a series, or other numbers.
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +95,7 @@ def read(path: Path) -> Predictions:
     """One file. DataError where it is not what `report --predict` writes."""
     try:
         with path.open("rb") as file:  # ours to close: numpy leaves it open where it is no zip
+            _refuse_compressed(file)
             arrays = dict(np.load(file, allow_pickle=False))
         about = json.loads(str(arrays[ABOUT])) if ABOUT in arrays else {}
         return _understood(arrays, about if isinstance(about, dict) else {}, _split_of(path))
@@ -107,9 +107,18 @@ def read(path: Path) -> Predictions:
         TypeError,
         EOFError,
         zipfile.BadZipFile,
-        zlib.error,
+        RuntimeError,  # encrypted, or by a method that is not known
+        MemoryError,
     ) as error:
         raise DataError(f"{path.name} cannot be read: {one_line(str(error), 100)}") from error
+
+
+def _refuse_compressed(file: BinaryIO) -> None:
+    """Ours are stored as they are: what a small file could grow to in memory is not waited for."""
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, as no file of ours is")
+    file.seek(0)
 
 
 def _split_of(path: Path) -> str:

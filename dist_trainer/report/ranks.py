@@ -14,7 +14,8 @@ from dist_trainer.report.points import Curve
 
 # as training/phases.py names them; importing that would import torch
 PHASES = ("data wait", "forward", "backward", "communication not hidden", "optimizer", "bookkeeping")
-MEDIAN, SLOWEST, DATA_WAIT = "step_time_s/median", "step_time_s/slowest", "data_wait_share"
+MEDIAN, SLOWEST = "step_time_s/median", "step_time_s/slowest"
+_MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def read_phases(folder: Path) -> Phases | None:
     path = folder / "profile" / "phases.json"
     if not path.exists():
         return None
+    if path.stat().st_size > _MOST_BYTES:
+        raise DataError(f"{path}: larger than {_MOST_BYTES >> 20} MB")
     found = json.loads(path.read_bytes())
     first, last = map(int, found["steps"])
     ranks = [{name: float(rank[name]) for name in PHASES} for rank in found["ranks"]]

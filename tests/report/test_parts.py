@@ -7,6 +7,7 @@ import pytest
 
 from dist_trainer.report import facts, points
 from dist_trainer.report.attempts import time_line
+from dist_trainer.report.drawing import draw_figure, draw_scatter, draw_series
 from dist_trainer.report.figures import figures, show_number
 from dist_trainer.report.ranks import read_phases, step_times
 from dist_trainer.report.settings import differences
@@ -141,6 +142,23 @@ def test_what_is_no_number_to_json_is_a_word(tmp_path: Path) -> None:
         journal.metrics(1, {"train/loss": float("nan")})
     found = facts.as_json(facts.read(run))
     assert (found["results"], found["metrics"]["train/loss"]["last"]) == ({"train/loss": "NaN"}, "NaN")
+
+
+def test_a_configuration_that_would_grow_beyond_any_memory_is_not_followed(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    bomb = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    run.config_path.write_text("\n".join(bomb))
+    found = facts.read(run)
+    assert (found.settings, found.config_yaml) == ({}, "")
+    assert any(problem.startswith("config.yaml cannot be read") for problem in found.problems)
+
+
+def test_pictures_of_the_largest_and_smallest_numbers_are_drawn() -> None:
+    values = np.array([[1e308, -1e308, 5e-324, np.nan, np.inf, 1e17]]).T
+    steps = np.array([-(1 << 62), 0, 1, 2, 3, 1 << 62])
+    chosen, _ = figures([{"m": points.Curve(steps, values[:, 0])}])
+    for drawn in (draw_figure(chosen[0], ["a"]), draw_series(values, values), draw_scatter(values, -values)):
+        assert drawn.svg.startswith("<svg") and drawn.png.startswith(b"\x89PNG")
 
 
 def test_an_unfinished_run_shows_what_it_measured_last(tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: byt
         read(path)
 
 
+def test_a_file_that_would_grow_in_memory_is_refused(tmp_path: Path) -> None:
+    path = predicted(make_run(tmp_path), CLASSES)
+    np.savez_compressed(path, row=np.zeros(10_000_000, dtype=np.int8))
+    with pytest.raises(DataError, match="it is compressed"):
+        read(path)
+
+
 def test_objects_in_a_file_are_not_unpickled(tmp_path: Path) -> None:
     path = predicted(make_run(tmp_path), CLASSES)
     np.savez(path, row=np.array([{}], dtype=object))
