@@ -129,11 +129,11 @@ def test_buffers_are_kept_and_still_hold_the_right_state(trial: Trial) -> None:
 
 
 def test_where_the_last_commit_is_too_old_training_waits_for_the_store(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, keep_last=10, max_staleness_minutes=0.3 / 60)
+    trial = Trial(tmp_path, keep_last=10, max_staleness_minutes=1 / 60)
     trial.shelf.open_gate.clear()
     trial.saver.save(10, state(10))
     assert not trial.saver.save(20, state(20))
-    time.sleep(0.35)
+    time.sleep(1.1)
     threading.Timer(0.1, trial.shelf.open_gate.set).start()
     assert trial.saver.save(30, state(30))
     assert trial.saver.last_committed_step == 10
@@ -302,13 +302,13 @@ def test_closing_waits_reports_and_never_raises(trial: Trial) -> None:
 
 
 def test_a_save_is_due_by_minutes(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, every_steps=500, every_minutes=0.1 / 60)
+    trial = Trial(tmp_path, every_steps=500, every_minutes=1 / 60)
     assert not trial.saver.minutes_due()
-    time.sleep(0.12)
+    time.sleep(1.1)
     assert trial.saver.minutes_due()
     trial.shelf.open_gate.clear()
     trial.saver.save(7, state(7))
-    time.sleep(0.12)
+    time.sleep(1.1)
     assert not trial.saver.minutes_due()  # one is on its way
     trial.shelf.open_gate.set()
     trial.saver.wait()
@@ -317,7 +317,7 @@ def test_a_save_is_due_by_minutes(tmp_path: Path) -> None:
 
 
 def test_the_staleness_bound_holds_where_nothing_else_asks_for_a_save(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, every_steps=10**6, every_minutes=None, max_staleness_minutes=0.1 / 60)
+    trial = Trial(tmp_path, every_steps=10**6, every_minutes=None, max_staleness_minutes=1 / 60)
     assert not trial.saver.minutes_due()
-    time.sleep(0.12)
+    time.sleep(1.1)
     assert trial.saver.minutes_due()

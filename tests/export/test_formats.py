@@ -51,6 +51,7 @@ def check(runs: dict[str, RunFolder], ways: list[Any], folder: Path) -> None:
         assert max(call["difference"] for call in calls) <= 1e-5
 
 
+@pytest.mark.timeout(400)
 def test_a_sample_of_models_and_formats_gives_the_same_in_a_process_without_the_package(
     runs: dict[str, RunFolder], tmp_path: Path
 ) -> None:
