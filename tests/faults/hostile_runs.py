@@ -89,7 +89,7 @@ def make_trial(folder: Path) -> Callable[[random.Random], None]:
             path.unlink()
             path.mkdir()
         else:
-            path.write_bytes(_changed(path, draw))
+            path.write_bytes(change(path, draw))
         for command in COMMANDS:
             done = CliRunner().invoke(app, [*command, "--runs", str(runs)])
             if done.exception is not None and not isinstance(done.exception, SystemExit):
@@ -100,7 +100,8 @@ def make_trial(folder: Path) -> Callable[[random.Random], None]:
     return one
 
 
-def _changed(path: Path, draw: random.Random) -> bytes:
+def change(path: Path, draw: random.Random) -> bytes:
+    """The content of a file with something of it changed, by what kind of file it is."""
     content = path.read_bytes()
     if path.suffix == ".jsonl":
         return change_lines(content, draw)
