@@ -1,5 +1,6 @@
 """One micro-batch on its way from the data set to the device that trains on it."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -53,22 +54,21 @@ def move_to(batch: Any, device: torch.device) -> Any:
     return mapped(
         batch,
         lambda tensor: tensor.to(device, non_blocking=True),
-        lambda whole: whole.to(device, non_blocking=True),
+        lambda whole: whole.to(device),  # what else it takes, only its maker knows
     )
 
 
-def mapped(
-    batch: Any, change: Callable[[Tensor], Tensor], whole: Callable[[Any], Any] = lambda batch: batch
-) -> Any:
-    """The batch with each of its tensors changed; what has a method `to` of its own by `whole`."""
+def mapped(batch: Any, change: Callable[[Tensor], Tensor], whole: Callable[[Any], Any] | None = None) -> Any:
+    """The batch with each of its tensors changed; what has a method `to` of its own by `whole`, if that is given."""
     if isinstance(batch, Tensor):
         return change(batch)
-    if moves_itself(batch):
+    if whole is not None and moves_itself(batch):
         return whole(batch)
     if is_record(batch):
-        return replace(batch, **{name: mapped(getattr(batch, name), change, whole) for name in _names(batch)})
+        return _with(batch, {name: mapped(getattr(batch, name), change, whole) for name in _names(batch)})
     if isinstance(batch, Mapping):
-        return {key: mapped(value, change, whole) for key, value in batch.items()}
+        changed = {key: mapped(value, change, whole) for key, value in batch.items()}
+        return type(batch)(changed) if moves_itself(batch) else changed  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(mapped(value, change, whole) for value in batch))
     if isinstance(batch, (tuple, list)):
@@ -92,6 +92,14 @@ def is_record(batch: Any) -> bool:
     return dataclasses.is_dataclass(batch) and not isinstance(batch, type)
 
 
+def _with(record: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of the dataclass with these values, made without its __init__: that may compute, or ask for more."""
+    changed = copy.copy(record)
+    for name, value in values.items():
+        object.__setattr__(changed, name, value)
+    return changed
+
+
 def _names(record: Any) -> list[str]:
     return [entry.name for entry in dataclasses.fields(record) if entry.init]
 
@@ -110,8 +118,17 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
         for value in batch:
             yield from tensors_of(value)
     elif moves_itself(batch):
-        for value in getattr(batch, "__dict__", {}).values():
-            yield from () if moves_itself(value) else tensors_of(value)
+        yield from _tensors_inside(batch, set())
+
+
+def _tensors_inside(mover: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Of an object of a library's own and those that it holds: a graph's are in a storage of its own."""
+    seen.add(id(mover))
+    for value in getattr(mover, "__dict__", {}).values():
+        if not moves_itself(value):
+            yield from tensors_of(value)
+        elif id(value) not in seen:
+            yield from _tensors_inside(value, seen)
 
 
 class CannotBeCut(Exception):

@@ -58,6 +58,7 @@ class Signals:
     def __init__(self) -> None:
         self.requested = Stop.NONE
         self._has_agent = Place.from_environment().fence is not None
+        self._has_raised = False
         self._first: dict[int, float] = {}  # when each signal came, by its number
         self._before = {
             number: signal.signal(number, self._handle)
@@ -68,6 +69,9 @@ class Signals:
         now = time.monotonic()
         if now - self._first.setdefault(number, now) > ONE_REQUEST_S and not self._has_agent:
             if number == signal.SIGINT and in_kernel():
+                if self._has_raised:
+                    return  # the cell is ending: its own way out is not broken off
+                self._has_raised = True
                 raise KeyboardInterrupt("interrupted again before it had stopped")
             os._exit(STOPPED)
         if not self.requested:

@@ -2,7 +2,7 @@
 
 from collections import UserDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from dist_trainer.training.batch import move_to, tensors_of
+from dist_trainer.training.batch import Batch, move_to, tensors_of
 from dist_trainer.training.task import Loss, Supervised, Task
 from dist_trainer.training.trainer import Result
 from tests.ranks import RankFailed, run_ranks
@@ -251,8 +251,35 @@ class Record:
 class Encoding(UserDict[str, Tensor]):
     """As a tokenizer gives it: a mapping that moves itself."""
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Encoding":
-        return Encoding({name: value.to(device, non_blocking=non_blocking) for name, value in self.items()})
+    def to(self, device: torch.device) -> "Encoding":
+        return Encoding({name: value.to(device) for name, value in self.items()})
+
+
+class Graph:
+    """As a graph library gives it: an object that holds another one, which knows it in turn."""
+
+    def __init__(self, nodes: Tensor) -> None:
+        self.store = Store(self, nodes)
+
+    def to(self, device: torch.device) -> "Graph":
+        return Graph(self.store.nodes.to(device))
+
+
+class Store:
+    def __init__(self, parent: Graph, nodes: Tensor) -> None:
+        self.parent, self.nodes = parent, nodes
+
+    def to(self, device: torch.device) -> "Store":
+        return Store(self.parent, self.nodes.to(device))
+
+
+@dataclass
+class Computing:
+    first: Tensor
+    scale: InitVar[float]
+
+    def __post_init__(self, scale: float) -> None:
+        self.first = self.first * scale
 
 
 def test_dataclasses_and_what_moves_itself_stay_what_they_are_on_another_device() -> None:
@@ -261,3 +288,21 @@ def test_dataclasses_and_what_moves_itself_stay_what_they_are_on_another_device(
     assert moved[0].first.device == moved[0].rest["x"].device == moved[1]["ids"].device == meta
     assert [type(part) for part in moved] == [Record, Encoding]
     assert [len(tensor) for tensor in tensors_of(moved)] == [1, 2, 3]
+
+
+def test_all_tensors_of_an_object_that_holds_another_one_are_found() -> None:
+    assert [
+        len(tensor) for tensor in tensors_of([Graph(torch.ones(5)), Encoding({"ids": torch.ones(3)})])
+    ] == [5, 3]
+
+
+def test_a_dataclass_is_moved_without_being_made_anew() -> None:
+    moved = move_to(Computing(torch.ones(2), 3.0), torch.device("meta"))
+    assert moved.first.device.type == "meta" and type(moved) is Computing
+
+
+def test_images_in_what_moves_itself_are_laid_out_in_channels_last_too() -> None:
+    pixels = torch.rand(2, 3, 4, 4)
+    batch = Batch(Encoding({"pixels": pixels}), 2, channels_last=True).on(torch.device("cpu"))
+    assert isinstance(batch.data, Encoding) and torch.equal(batch.data["pixels"], pixels)
+    assert batch.data["pixels"].is_contiguous(memory_format=torch.channels_last)
