@@ -1,6 +1,7 @@
 """`dist-trainer checkpoint`: a run's checkpoints, whether they are whole, what is in them, and which of them go."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint, UsageErro
 from dist_trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from dist_trainer.checkpoint.pruning import Pruning
     from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
 
 
@@ -84,16 +86,29 @@ def prune_checkpoints(
     from dist_trainer.checkpoint.pruning import carry_out, plan_pruning
 
     settings = _settings_to_keep(_settings(run), keep_last, keep_best)
-    with run.lock():  # nobody trains it meanwhile
-        store = _store(run)
-        pruning = plan_pruning(store, settings, quarantined=quarantined)
-        if not dry_run:
-            carry_out(store, pruning)
+    store = _store(run, quiet=True)
+    proven: set[Checkpoint] = set()
+    failed: dict[str, str] = {}
+    if not dry_run:
+        with run.lock():  # refused at once, where a command trains it
+            pass
+    # reading takes its time, in which a job that comes back must not find the run taken
+    pruning = plan_pruning(store, settings, quarantined=quarantined, proven=proven)
+    if not dry_run:
+        with run.lock():
+            pruning = plan_pruning(store, settings, quarantined=quarantined, proven=proven)
+            failed = carry_out(store, pruning)
+    about = {"run": str(run.path), "folder": store.storage.url, "dry_run": dry_run}
     if as_json:
-        _print_json(
-            {"run": str(run.path), "folder": store.storage.url, "dry_run": dry_run, **pruning.as_json()}
-        )
-        return 0
+        _print_json({**about, **pruning.as_json(), "failed": failed})
+    else:
+        _print_pruning(pruning, store, dry_run=dry_run)
+    for name, problem in failed.items():
+        print(f"{name} could not be removed: {problem}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _print_pruning(pruning: "Pruning", store: "CheckpointStore", *, dry_run: bool) -> None:
     for checkpoint, problem in pruning.damaged.items():
         print(f"damaged, and {'would be ' * dry_run}set aside: {checkpoint.name}: {problem}")
     rows = [
@@ -106,7 +121,6 @@ def prune_checkpoints(
     )
     if rows:
         print(f"{pruning.size_bytes:,} bytes {'would be' if dry_run else 'are'} free again")
-    return 0
 
 
 def _settings_to_keep(settings: CheckpointConfig, keep_last: int | None, keep_best: bool) -> CheckpointConfig:
@@ -160,10 +174,10 @@ def _settings(run: RunFolder) -> CheckpointConfig:
     return read_section(run.config_path, "checkpoint", CheckpointConfig)
 
 
-def _store(run: RunFolder) -> "CheckpointStore":
+def _store(run: RunFolder, *, quiet: bool = False) -> "CheckpointStore":
     from dist_trainer.checkpoint.choose import open_store
 
-    return open_store(run, _settings(run))
+    return open_store(run, _settings(run), report=(lambda message: None) if quiet else print)
 
 
 def _row(checkpoint: "Checkpoint") -> dict[str, Any]:

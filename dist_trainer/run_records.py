@@ -1,5 +1,6 @@
 """What the files of a run say (see run_folder.py): its identity, how it stands, why a rank failed."""
 
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,11 @@ class RunInfo:
     mlflow_run_id: str | None = None
     sweep: str | None = None  # the folder of the sweep that it is a cell of
     code: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # a part of where the checkpoints are: that of a folder from elsewhere must not lead to another run's
+        if not re.fullmatch(r"[0-9a-f]{1,64}", self.run_id):
+            raise ValueError(f"run_id must be hexadecimal digits, got {self.run_id!r:.80}")
 
 
 @dataclass(frozen=True)

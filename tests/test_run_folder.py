@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from dist_trainer.adapters.git import code_version
-from dist_trainer.errors import UsageError
+from dist_trainer.errors import DistTrainerError, UsageError
 from dist_trainer.run_folder import RunFolder, Status, find_run
 
 HOLD = """
@@ -279,3 +279,10 @@ def test_the_holder_of_a_lock_is_named_by_its_job_and_passed_over_once_that_is_o
             holder.kill()
     with run.lock():
         pass
+
+
+def test_a_run_id_that_leads_elsewhere_is_refused(run: RunFolder) -> None:
+    path = run.path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "run_id": "../another"}))
+    with pytest.raises(DistTrainerError, match=r"run_id must be hexadecimal digits, got '\.\./another'"):
+        run.checkpoint_url("s3://bucket/runs")

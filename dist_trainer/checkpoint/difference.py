@@ -20,6 +20,7 @@ from dist_trainer.checkpoint.structure import TAG
 from dist_trainer.checkpoint.tensors import NOTES, stored_dtype
 
 _PART = 1 << 20  # elements at a time
+_UNORDERED = ("set", "frozenset")
 _IN_TENSORS = ("tensor", "array", "number")  # values whose bytes are in training.safetensors
 _MISSING = object()
 
@@ -43,10 +44,10 @@ class Stored:
         """Elements in [first, last), row by row."""
         dtype = stored_dtype(self.entry.dtype)
         start = self.data_start + self.entry.start
-        blocks = self.located.reader.storage.stream(
-            self.path, start + first * dtype.itemsize, start + last * dtype.itemsize
+        part = _part_of(
+            self.located, self.path, start + first * dtype.itemsize, start + last * dtype.itemsize
         )
-        return torch.frombuffer(bytearray().join(blocks), dtype=dtype)
+        return torch.frombuffer(part, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ def _tensors(located: Located) -> dict[str, Stored]:
         storage = located.reader.storage
         if not storage.exists(path):
             continue
-        head = b"".join(storage.stream(path, 0, 8))
+        head = _part_of(located, path, 0, 8)
         size = storage.size(path)
-        head += b"".join(storage.stream(path, 8, min(size, 8 + int.from_bytes(head, "little"))))
+        head += _part_of(located, path, 8, min(size, 8 + int.from_bytes(head, "little")))
         header = read_header(head, size)
         notes = json.loads(header.metadata.get(NOTES, "{}"))
         own = {
@@ -121,6 +122,14 @@ def _tensors(located: Located) -> dict[str, Stored]:
         prefix = "model." if file == MODEL else ""  # the others' names begin with training. or model.
         found.update({f"{prefix}{name}": stored for name, stored in own.items()})
     return found
+
+
+def _part_of(located: Located, path: str, start: int, end: int) -> bytearray:
+    """Bytes of a file; a block of its stream is valid until the next one only."""
+    content = bytearray()
+    for block in located.reader.storage.stream(path, start, end):
+        content += block
+    return content
 
 
 def _compared(name: str, a: Stored, b: Stored) -> Changed | None:
@@ -184,6 +193,8 @@ def _leaves(packed: Any, path: str) -> Iterator[tuple[str, Any]]:
         children = packed
     elif isinstance(packed, dict) and "items" in packed:
         items = packed["items"]
+        if packed[TAG] in _UNORDERED:  # saved in the order of hashes, which another process has otherwise
+            items = sorted(items, key=json.dumps)
         is_mapping = packed[TAG] in ("dict", "ordered", "counter")
         children = {str(key): value for key, value in items} if is_mapping else dict(enumerate(items))
     if children:

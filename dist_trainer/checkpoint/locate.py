@@ -9,6 +9,7 @@ from dist_trainer.checkpoint.choose import choose, open_store
 from dist_trainer.checkpoint.manifest import Checkpoint, parse_name
 from dist_trainer.checkpoint.reader import CheckpointReader
 from dist_trainer.config.load import read_section
+from dist_trainer.config.redact import redact
 from dist_trainer.config.schema import CheckpointConfig
 from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint, UsageError
 from dist_trainer.run_folder import RunFolder, find_run
@@ -39,7 +40,7 @@ def locate(text: str, runs: Path) -> Located:
     folder such as runs/digits/checkpoints/step-000001200-f0001, which may be a URL. Raises UsageError."""
     parent, _, name = text.rstrip("/").rpartition("/")
     if parse_name(name) is not None:
-        reader = CheckpointReader(Storage(parent or "."))
+        reader = CheckpointReader(Storage(parent or ".", shown=redact(parent)))
         return Located(reader, reader.get(name))
     run, which = _run_and_which(text, runs)
     settings = read_section(run.config_path, "checkpoint", CheckpointConfig)

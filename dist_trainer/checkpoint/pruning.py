@@ -1,6 +1,6 @@
 """Clears a run's checkpoints away that are not worth keeping, after every one that stays was read back whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from dist_trainer.checkpoint.manifest import COMMIT, QUARANTINE, Checkpoint, par
 from dist_trainer.checkpoint.retention import best, kept
 from dist_trainer.checkpoint.store import CheckpointStore
 from dist_trainer.config.schema import CheckpointConfig
-from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint
+from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint, StorageError
 
 SUPERSEDED, UNCOMMITTED, QUARANTINED = "not kept", "never committed", "in quarantine"
 
@@ -54,19 +54,28 @@ class Pruning:
         }
 
 
-def plan_pruning(store: CheckpointStore, config: CheckpointConfig, *, quarantined: bool) -> Pruning:
-    """What `config` keeps, every byte of it verified, and what goes: also what was never committed.
+def plan_pruning(
+    store: CheckpointStore,
+    config: CheckpointConfig,
+    *,
+    quarantined: bool,
+    proven: set[Checkpoint] | None = None,
+) -> Pruning:
+    """What `config` keeps, every byte of it verified, and what goes: also remains that were never committed.
 
-    A damaged one does not count as kept, and the next good one stays in its place. Raises NoUsableCheckpoint where
-    there are checkpoints and none is good: then nothing is to go.
+    A damaged one does not count as kept, and the next good one stays in its place. Those in `proven` are not read
+    again, and those that are read are added. Raises NoUsableCheckpoint where there are checkpoints and none is
+    good: then nothing is to go.
     """
+    proven = set() if proven is None else proven
     committed = store.committed()
     good = [checkpoint for checkpoint, is_apart in committed if not is_apart]
-    damaged: dict[Checkpoint, str] = {}
-    proven: set[Checkpoint] = set()
+    damaged = dict(_without_manifest(store, good))
+    good = [checkpoint for checkpoint in good if checkpoint not in damaged]
     while bad := _first_bad(store, [each for each in good if each.name in kept(good, config)], proven):
         good.remove(bad[0])
-        damaged[bad[0]] = bad[1]
+        if bad[1]:
+            damaged[bad[0]] = bad[1]
     if committed and not good:
         raise NoUsableCheckpoint(
             f"{store.storage.url}: none of {len(committed)} checkpoints is whole, so none is removed; `dist-trainer "
@@ -74,42 +83,62 @@ def plan_pruning(store: CheckpointStore, config: CheckpointConfig, *, quarantine
         )
     names = kept(good, config)
     removals = [Removal(each, SUPERSEDED, _size(store, each)) for each in good if each.name not in names]
-    if quarantined:
-        apart = [checkpoint for checkpoint, is_apart in committed if is_apart]
-        removals += [Removal(each, QUARANTINED, _size(store, each)) for each in apart]
-    removals += [Removal(each, UNCOMMITTED, _size(store, each)) for each in _uncommitted(store)]
+    apart = [checkpoint for checkpoint, is_apart in committed if is_apart] if quarantined else []
+    removals += [Removal(each, QUARANTINED, _size(store, each)) for each in apart]
+    remains = _remains(store, below=good[0], quarantined=quarantined) if good else []
+    removals += [Removal(each, UNCOMMITTED, _size(store, each)) for each in remains]
     stays = {each: _reasons(each, good, config) for each in good if each.name in names}
     return Pruning(stays, removals, damaged)
 
 
-def carry_out(store: CheckpointStore, pruning: Pruning) -> None:
-    """Set the damaged ones aside, and remove what goes; the oldest first, so that a failure leaves the newer."""
+def carry_out(store: CheckpointStore, pruning: Pruning) -> dict[str, str]:
+    """Set the damaged ones aside, and remove what goes, the oldest first; by name what was in the way of some."""
     for checkpoint, problem in pruning.damaged.items():
         store.set_aside(checkpoint, CorruptCheckpoint(problem))
+    failed = {}
     for removal in sorted(pruning.removals, key=lambda removal: removal.checkpoint):
-        store.remove(removal.checkpoint)
+        try:
+            store.remove(removal.checkpoint)
+        except StorageError as error:
+            failed[removal.checkpoint.name] = str(error)
+    return failed
+
+
+def _without_manifest(
+    store: CheckpointStore, checkpoints: Sequence[Checkpoint]
+) -> Iterator[tuple[Checkpoint, str]]:
+    """Those whose manifest cannot be read, of which nothing is known: neither how good they are, nor their files."""
+    for checkpoint in checkpoints:
+        if not checkpoint.info:  # as it is too where nothing was noted
+            found = _first_bad(store, [checkpoint], set())
+            if found and found[1]:
+                yield checkpoint, found[1]
 
 
 def _first_bad(
     store: CheckpointStore, checkpoints: Sequence[Checkpoint], proven: set[Checkpoint]
 ) -> tuple[Checkpoint, str] | None:
+    """The first that is damaged, and how; "" of one that is gone, as a run that trains removes its old ones."""
     for checkpoint in checkpoints:
         if checkpoint in proven:
             continue
         try:
             store.verify(checkpoint)
         except CorruptCheckpoint as error:
-            return checkpoint, str(error)
+            is_there = store.storage.exists(f"{checkpoint.name}/{COMMIT}")
+            return checkpoint, str(error) if is_there else ""
         proven.add(checkpoint)
     return None
 
 
-def _uncommitted(store: CheckpointStore) -> list[Checkpoint]:
+def _remains(store: CheckpointStore, *, below: Checkpoint, quarantined: bool) -> list[Checkpoint]:
+    """What has no marker and is older than a committed one: a newer one may be being written, by whomever."""
+    markers = (COMMIT,) if quarantined else (COMMIT, QUARANTINE)
     found = []
     for checkpoint in filter(None, map(parse_name, store.storage.list())):
         name = checkpoint.name
         # a listing may lag behind the marker: what goes for having none is asked itself
-        if not any(store.storage.exists(f"{name}/{marker}") for marker in (COMMIT, QUARANTINE)):
+        if checkpoint < below and not any(store.storage.exists(f"{name}/{marker}") for marker in markers):
             found.append(checkpoint)
     return found
 

@@ -16,7 +16,7 @@ from dist_trainer.diagnose.explain import Explanation, explain
 from dist_trainer.diagnose.words import one_line
 from dist_trainer.report import given_pictures, points, predictions, ranks
 from dist_trainer.report.attempts import TimeLine, time_line
-from dist_trainer.report.given_pictures import GivenPicture
+from dist_trainer.report.given_pictures import GivenPictures
 from dist_trainer.report.points import Journal
 from dist_trainer.report.predictions import Predictions
 from dist_trainer.run_folder import RunFolder
@@ -58,8 +58,7 @@ class Facts:
     config_yaml: str  # redacted
     code: str
     predictions: Sequence[Predictions]
-    pictures: Sequence[GivenPicture]
-    more_pictures: int  # than a page shows
+    pictures: GivenPictures
     problems: Sequence[str] = field(default_factory=list)
 
     @property
@@ -91,7 +90,6 @@ def read(run: RunFolder) -> Facts:
         lambda: time_line(lines, events.get("saved", []), last_heard=heard, is_running=runs),
         TimeLine(),
     )
-    pictures, more = _pictures(taken, run.path / FOLDER)
     facts = Facts(
         name=run.path.name,
         folder=run.path,
@@ -109,8 +107,7 @@ def read(run: RunFolder) -> Facts:
         config_yaml=taken.take("config.yaml", lambda: redact_yaml(text), ""),
         code=taken.take("run.json", lambda: _code(evidence), ""),
         predictions=_predictions(taken, run.path / FOLDER),
-        pictures=pictures,
-        more_pictures=more,
+        pictures=_pictures(taken, run.path / FOLDER),
     )
     found = [*(evidence.problems if evidence else []), *journal.problems, *taken.problems]
     unreadable = list(explanation.unreadable) if explanation else []
@@ -184,7 +181,7 @@ def _predictions(taken: _Taken, folder: Path) -> list[Predictions]:
     return found
 
 
-def _pictures(taken: _Taken, folder: Path) -> tuple[list[GivenPicture], int]:
+def _pictures(taken: _Taken, folder: Path) -> GivenPictures:
     name = f"{FOLDER}/{given_pictures.FOLDER}"
     paths, more = taken.take(name, lambda: given_pictures.files(folder), ([], 0))
     captions = taken.take(
@@ -194,7 +191,7 @@ def _pictures(taken: _Taken, folder: Path) -> tuple[list[GivenPicture], int]:
         taken.take(f"{name}/{path.name}", partial(given_pictures.read, path, captions), None)
         for path in paths
     ]
-    return [each for each in read if each is not None], more
+    return GivenPictures([each for each in read if each is not None], more)
 
 
 def as_json(facts: Facts) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,14 @@ class GivenPicture:
     name: str
     caption: str
     uri: str
+
+
+@dataclass(frozen=True)
+class GivenPictures:
+    """Those of a run, and how many more there are than a page shows."""
+
+    shown: Sequence[GivenPicture]
+    more: int
 
 
 def files(folder: Path) -> tuple[list[Path], int]:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dist_trainer.adapters.storage import Storage
 from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.checkpoint.pruning import carry_out, plan_pruning
-from dist_trainer.checkpoint.store import CheckpointStore
+from dist_trainer.checkpoint.store import Checkpoint, CheckpointStore
 from dist_trainer.cli import app
 from dist_trainer.config.schema import BestConfig, CheckpointConfig
 from dist_trainer.errors import CorruptCheckpoint, NoUsableCheckpoint
@@ -105,13 +105,59 @@ def test_where_none_is_good_nothing_is_removed_not_even_from_quarantine(run: Run
 
 
 def test_remains_that_were_never_committed_go(run: RunFolder) -> None:
-    remains = run.checkpoints / "step-000000070-f0001"
-    remains.mkdir()
-    (remains / "model.safetensors").write_bytes(b"12345")
-    (run.checkpoints / "notes").mkdir()
+    remains, begun = (run.checkpoints / f"step-{step:09d}-f0001" for step in (55, 70))
+    for folder in (remains, begun, run.checkpoints / "notes"):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"12345")
     done = json.loads(prune(run, "--json").stdout)
-    assert {"name": remains.name, "step": 70, "why": "never committed", "bytes": 5} in done["removed"]
+    assert {"name": remains.name, "step": 55, "why": "never committed", "bytes": 5} in done["removed"]
     assert not remains.exists() and (run.checkpoints / "notes").exists()
+    assert begun.exists(), "newer than all that is committed: somebody may be writing it"
+
+
+def test_the_best_is_not_forgotten_where_its_manifest_cannot_be_read(run: RunFolder) -> None:
+    (run.checkpoints / "step-000000010-f0001" / "MANIFEST.json").write_text("rust")
+    done = json.loads(prune(run, "--json").stdout)
+    assert [row["name"] for row in done["damaged"]] == ["step-000000010-f0001"]
+    assert steps_of(run) == [10, 20, 40, 50, 60], "set aside, and the next best stays"
+
+
+def test_one_that_cannot_be_removed_hides_no_other(run: RunFolder) -> None:
+    elsewhere = run.path / "elsewhere"
+    (run.checkpoints / "step-000000020-f0001").rename(elsewhere)
+    (run.checkpoints / "step-000000020-f0001").symlink_to(elsewhere)
+    done = prune(run, "--json")
+    found = json.loads(done.stdout)
+    assert done.exit_code == 1 and list(found["failed"]) == ["step-000000020-f0001"]
+    assert "step-000000020-f0001 could not be removed: " in done.stderr
+    assert steps_of(run) == [10, 20, 40, 50, 60] and (elsewhere / "training.json").exists()
+
+
+def test_one_in_quarantine_that_was_half_removed_goes_with_the_others(run: RunFolder) -> None:
+    damage(run, 60)
+    prune(run)
+    (run.checkpoints / "step-000000060-f0001" / "COMMIT.json").unlink()
+    run.new_fence({})
+    open_store(run, KEEP, fence=2).commit(70, {"training.json": b"{}"}, {})
+    assert json.loads(prune(run, "--json").stdout)["removed"] == []
+    (gone,) = json.loads(prune(run, "--quarantined", "--json").stdout)["removed"]
+    assert gone["step"] == 60 and not (run.checkpoints / gone["name"]).exists()
+
+
+def test_what_a_training_removes_while_it_is_read_is_not_damaged(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(run, KEEP, report=lambda message: None)
+    verify = store.verify
+
+    def removed_meanwhile(one: Checkpoint) -> None:
+        if one.step == 50:
+            store.remove(one)
+        verify(one)
+
+    monkeypatch.setattr(store, "verify", removed_meanwhile)
+    pruning = plan_pruning(store, KEEP, quarantined=False)
+    assert not pruning.damaged and [each.step for each in pruning.kept] == [60, 40, 10]
 
 
 def test_nothing_goes_while_a_command_trains_the_run(run: RunFolder) -> None:
@@ -141,7 +187,7 @@ def test_a_run_without_a_best_is_told_so(tmp_path: Path) -> None:
 def test_it_is_the_same_in_a_store(bucket: str, open_storage: Callable[..., Storage]) -> None:
     store = CheckpointStore(open_storage(f"{bucket}/run"), fence=1, highest_fence=lambda: 1)
     fill(store)
-    store.storage.write("step-000000070-f0001/model.safetensors", b"12345")
+    store.storage.write("step-000000055-f0001/model.safetensors", b"12345")
     carry_out(store, plan_pruning(store, KEEP, quarantined=False))
     assert [checkpoint.step for checkpoint in store.list()] == [60, 50, 40, 10]
     assert len(store.storage.list()) == 4
