@@ -1,7 +1,7 @@
 """Weights that were made elsewhere."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,24 @@ def start_from(model: nn.Module, path: str | Path) -> None:
     named = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
     fitting = {name: value for name, value in named.items() if name in own and own[name].shape == value.shape}
     model.load_state_dict(fitting, strict=False)
-    fresh = [name for name in own if name not in fitting]
     without = f", where their names begin with {prefix}" if prefix else ""
-    print(
-        f"model.weights: {len(fitting)} of {len(own)} tensors from {path}{without}; not in it: {fresh[:8] or 'none'}"
-    )
+    missing = [name for name in own if name not in named]
+    shaped = [
+        f"{name} ({_shape(value)} in the file, {_shape(own[name])} in the model)"
+        for name, value in named.items()
+        if name in own and name not in fitting
+    ]
+    said = f"model.weights: {len(fitting)} of {len(own)} tensors from {path}{without}"
+    said += f"; not in it: {_some(missing)}" if missing else ""
+    print(f"{said}; left as they are, of another shape: {_some(shaped)}" if shaped else said)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
 
 
 def _prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> str:
@@ -77,7 +90,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from KeyError to UnpicklingError for a bad file
-        reason = str(error).split("\n", 1)[0]
+        reason = str(error).split("\n", 1)[0].partition(" This file can still be loaded")[0]  # unsafely
         raise UsageError(
             f"{path}: not a file of plain weights: {reason.rstrip('. ')}; where it was made, save the weights alone: "
             "torch.save(model.state_dict(), 'weights.pt')"

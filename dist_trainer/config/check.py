@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.config.arguments import Targeted, is_used_itself, misfits, parameters_of, parts
+from dist_trainer.config.arguments import (
+    WEIGHT_FILES,
+    Targeted,
+    is_used_itself,
+    misfits,
+    parameters_of,
+    parts,
+)
 from dist_trainer.config.imports import import_target
 from dist_trainer.config.references import resolve, unset
 from dist_trainer.config.schema import Config, OptimizerConfig
@@ -45,7 +52,13 @@ def check_targets(config: Config) -> list[tuple[str, str]]:
         return found  # no target could be asked with what is not there
     for key, target, role in _sections(config):
         found += _check(key, target, role)
-    return found
+    return [*found, *_missing_weights(config)]
+
+
+def _missing_weights(config: Config) -> Pairs:
+    weights = config.model.weights
+    if weights and weights.endswith(WEIGHT_FILES) and not Path(str(resolve(weights))).is_file():
+        yield "model.weights", f"must be a file that is there, got {weights}"
 
 
 def check_in_child(config: Config) -> list[tuple[str, str]]:

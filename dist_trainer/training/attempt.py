@@ -123,7 +123,8 @@ class Attempt:
         line = {"event": "end", "attempt": self.number, "time": time.time(), "last_step": status.step}
         self.run.record({**line, "cause": status.reason or status.state, "exit_code": 0})
         self.run.write_status(status)
-        self.say(f"{self.run.path.name}: {status.state} at step {status.step}")
+        on = ", saved; the same command goes on from there" if status.state == "stopped" else ""
+        self.say(f"{self.run.path.name}: {status.state} at step {status.step}{on}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from dist_trainer.errors import FINISHED, STOPPED
 from dist_trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ class Result:
     metrics: dict[str, float]
     reason: str = ""
     run: RunFolder | None = field(default=None, repr=False, compare=False)  # None: nothing was trained
+
+    @property
+    def exit_code(self) -> int:
+        """What a script ends with, for whoever started it: 0 finished, 75 stopped early and saved, run it again."""
+        return FINISHED if self.state == "finished" else STOPPED
 
     def plot(self) -> "Curves":
         """The run's losses and metrics over its steps, of all attempts, as a matplotlib figure.

@@ -366,3 +366,11 @@ def test_a_module_that_ends_the_process_is_an_error(user_folder: Path) -> None:
     )
     with pytest.raises(ConfigError, match="importing the targets ended the process with 7: out of luck"):
         check_in_child(config_with(model={"target": "user_kills.Net"}))
+
+
+def test_a_file_of_weights_that_is_not_there_is_found_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "there.safetensors").touch()
+    for name, problems in (("none.pt", 1), (str(tmp_path / "there.safetensors"), 0), ("DEFAULT", 0)):
+        model = {"target": "torchvision.models.resnet18", "weights": name}
+        found = [key for key, _ in check_targets(config_with(model=model)) if key == "model.weights"]
+        assert len(found) == problems, name
