@@ -15,6 +15,7 @@ from dist_trainer.cli.completion import (
     complete_run,
     complete_split,
 )
+from dist_trainer.config.command_line import split_arguments
 from dist_trainer.config.redact import redact
 from dist_trainer.errors import DistTrainerError, UsageError
 
@@ -110,20 +111,7 @@ def load(arguments: list[str]) -> "Loaded":
     """The configuration that the arguments mean."""
     from dist_trainer.config.load import load_config
 
-    return load_config(*split(arguments))
-
-
-def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Files and single values: what has an equals sign and is no file is a single value."""
-    values = [text for text in arguments if "=" in text and not _is_there(text)]
-    return [text for text in arguments if text not in values], values
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except OSError:  # too long for a file's name
-        return False
+    return load_config(*split_arguments(arguments))
 
 
 def find(run: str, runs: Path) -> "RunFolder":
