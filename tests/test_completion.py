@@ -91,6 +91,7 @@ def offered(project: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
         (("tune", "lr", "train.yaml", "optimizer.lr"), ["optimizer.lr=", "optimizer.lr=0.05"]),
         (("train", "nosuch.yaml", "optimizer.lr"), []),
         (("train", "notes.t"), []),
+        (("train", "~nosuchuser/"), []),
         (("drill", "digits", "--fault", "kill-r"), ["kill-rank"]),
         (("init", "--example", "quick"), ["quickstart"]),
         (("jobs", "x"), []),
