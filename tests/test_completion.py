@@ -121,6 +121,16 @@ def test_there_is_a_script_for_each_shell(shell: str) -> None:
     assert f"_DIST_TRAINER_COMPLETE=complete_{shell}" in "\n".join(answer(f"source_{shell}"))
 
 
+@pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
+def test_another_shell_than_the_one_around_is_refused(
+    option: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", environment["HOME"])
+    done = CliRunner().invoke(app, [option, "tcsh"])
+    assert done.exit_code == 2 and f"{option} is for the shell that you are in" in done.stderr
+    assert [path.name for path in Path(environment["HOME"]).iterdir()] == ["bin"]
+
+
 BASH = """
 source "$HOME/.bashrc"
 complete -p dist-trainer

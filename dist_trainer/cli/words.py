@@ -24,8 +24,18 @@ if TYPE_CHECKING:
     from dist_trainer.run_folder import RunFolder
 
 
+_FOR_THE_SHELL_AROUND = ("--install-completion", "--show-completion")
+
+
 class Commands(TyperGroup):
     """Turns an error meant for the user into its message and exit code, without a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse a shell's name behind an option that would not look at it."""
+        option, *rest = args or [""]
+        if option in _FOR_THE_SHELL_AROUND and rest:
+            ctx.fail(f"{option} is for the shell that you are in, and takes no name: leave out {rest[0]}")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
