@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# all targets share .venv/: under make -j two pips would install into it at once
+.NOTPARALLEL:
 .PHONY: help demo test test-faults test-slurm test-browser test-wheel soak bench lint examples examples-extra docs format reference clean
 
 help:  ## What there is

@@ -233,6 +233,14 @@ def test_a_value_may_be_longer_than_a_files_name() -> None:
     assert "no run" in invoke("evaluate", "x" * 300).stderr
 
 
+@pytest.mark.parametrize("part", ["doctor.subject", "diagnose.drill_folder"])
+def test_doctor_and_drill_take_such_a_value_too(part: str) -> None:
+    subject_of = importlib.import_module(f"dist_trainer.{part}").subject_of
+    layers = [1] * 200
+    found = subject_of(["c.yaml", f"model.sizes={json.dumps(layers)}"], Path("runs"))
+    assert found.config.model.arguments["sizes"] == layers
+
+
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """Put a function in the place of a launcher's: it notes how it is called, and returns or raises `answer`."""

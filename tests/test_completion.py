@@ -91,6 +91,7 @@ def offered(project: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
         (("tune", "lr", "train.yaml", "optimizer.lr"), ["optimizer.lr=", "optimizer.lr=0.05"]),
         (("train", "nosuch.yaml", "optimizer.lr"), []),
         (("train", "notes.t"), []),
+        (("train", "~nosuchuser/"), []),
         (("drill", "digits", "--fault", "kill-r"), ["kill-rank"]),
         (("init", "--example", "quick"), ["quickstart"]),
         (("jobs", "x"), []),
@@ -118,6 +119,16 @@ def test_zsh_and_fish_are_told_what_a_word_means() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_there_is_a_script_for_each_shell(shell: str) -> None:
     assert f"_DIST_TRAINER_COMPLETE=complete_{shell}" in "\n".join(answer(f"source_{shell}"))
+
+
+@pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
+def test_another_shell_than_the_one_around_is_refused(
+    option: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", environment["HOME"])
+    done = CliRunner().invoke(app, [option, "tcsh"])
+    assert done.exit_code == 2 and f"{option} is for the shell that you are in" in done.stderr
+    assert [path.name for path in Path(environment["HOME"]).iterdir()] == ["bin"]
 
 
 BASH = """

@@ -88,7 +88,7 @@ def _entries(incomplete: str) -> list[str]:
     name = incomplete.rpartition("/")[2]
     before = incomplete[: len(incomplete) - len(name)]
     found = []
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # no such folder, or in ~name/ no such user
         for path in sorted(Path(before or ".").expanduser().iterdir()):
             if path.name.startswith(name) and (name or not path.name.startswith(".")):
                 if path.is_dir():

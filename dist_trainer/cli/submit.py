@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dist_trainer.cli.words import RUNS, SETTINGS, Arguments, Json, Runs, exit_with, load, note_run, split
+from dist_trainer.cli.words import RUNS, SETTINGS, Arguments, Json, Runs, exit_with, load, note_run
+from dist_trainer.config.command_line import split_arguments
 
 app = typer.Typer(**SETTINGS)
 
@@ -27,7 +28,7 @@ class _Submit(TyperCommand):
 
 
 def _value(following: list[str]) -> str:
-    files, values = split([text for text in following[:1] if not text.startswith("-")])
+    files, values = split_arguments([text for text in following[:1] if not text.startswith("-")])
     return files[0] if files and not values and not Path(files[0]).suffix else "..."
 
 

@@ -7,7 +7,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dist_trainer.cli.completion import complete_config, complete_sweep
-from dist_trainer.cli.words import RUNS, SETTINGS, Json, Runs, exit_with, note_run, split
+from dist_trainer.cli.words import RUNS, SETTINGS, Json, Runs, exit_with, note_run
+from dist_trainer.config.command_line import split_arguments
 from dist_trainer.config.near import did_you_mean
 from dist_trainer.errors import UsageError
 
@@ -106,7 +107,7 @@ def begin(
     Then `sweep status NAME` shows how the cells stand, `sweep resume NAME` runs those that are missing, and
     `sweep best NAME` compares them by a metric; each has a --help of its own.
     """
-    files, values = split(arguments)
+    files, values = split_arguments(arguments)
     if not grid and files and (near := did_you_mean(files[0], ["status", "resume", "best"])):
         raise UsageError(f"sweep {files[0]}: there is no such word{near}")
     from dist_trainer.sweeps.plan import plan

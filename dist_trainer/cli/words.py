@@ -15,6 +15,7 @@ from dist_trainer.cli.completion import (
     complete_run,
     complete_split,
 )
+from dist_trainer.config.command_line import split_arguments
 from dist_trainer.config.redact import redact
 from dist_trainer.errors import DistTrainerError, UsageError
 
@@ -23,8 +24,18 @@ if TYPE_CHECKING:
     from dist_trainer.run_folder import RunFolder
 
 
+_FOR_THE_SHELL_AROUND = ("--install-completion", "--show-completion")
+
+
 class Commands(TyperGroup):
     """Turns an error meant for the user into its message and exit code, without a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse a shell's name behind an option that would not look at it."""
+        option, *rest = args or [""]
+        if option in _FOR_THE_SHELL_AROUND and rest:
+            ctx.fail(f"{option} is for the shell that you are in, and takes no name: leave out {rest[0]}")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -110,20 +121,7 @@ def load(arguments: list[str]) -> "Loaded":
     """The configuration that the arguments mean."""
     from dist_trainer.config.load import load_config
 
-    return load_config(*split(arguments))
-
-
-def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Files and single values: what has an equals sign and is no file is a single value."""
-    values = [text for text in arguments if "=" in text and not _is_there(text)]
-    return [text for text in arguments if text not in values], values
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except OSError:  # too long for a file's name
-        return False
+    return load_config(*split_arguments(arguments))
 
 
 def find(run: str, runs: Path) -> "RunFolder":

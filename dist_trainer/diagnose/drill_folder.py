@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dist_trainer.config.command_line import split_arguments
 from dist_trainer.config.load import load_config, read_config
 from dist_trainer.config.redact import redact
 from dist_trainer.config.schema import Config
@@ -41,9 +42,7 @@ def subject_of(arguments: Sequence[str], runs: Path) -> Subject:
     except UsageError:
         if not Path(first).is_file():
             raise
-        values = [text for text in rest if "=" in text and not Path(text).exists()]
-        files = [text for text in arguments if text not in values]
-        return Subject(load_config(files, values).config, Path.cwd())
+        return Subject(load_config(*split_arguments(arguments)).config, Path.cwd())
     tree, _ = read_yaml(run.config_path.read_text(), str(run.config_path))
     if tree is not None and "model" not in (tree.plain() or {}):
         raise UsageError(

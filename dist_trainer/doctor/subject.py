@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_trainer.config.command_line import split_arguments
 from dist_trainer.config.load import load_config
 from dist_trainer.config.references import resolve
 from dist_trainer.config.schema import Config
@@ -54,8 +55,7 @@ class Subject:
 
 def subject_of(arguments: Sequence[str], runs: Path) -> Subject:
     """A run by its name or folder, or what `train` would be given, or a part of it; either with KEY=VALUE over it."""
-    values = [text for text in arguments if "=" in text and not Path(text).exists()]
-    files = [text for text in arguments if text not in values]
+    files, values = split_arguments(arguments)
     given, folder = tuple(arguments), Path.cwd()
     if files and not Path(files[0]).is_file():
         if len(files) > 1:

@@ -23,13 +23,14 @@ def accompany(
     *,
     settle: Callable[[Ending], None] = lambda ending: None,
     must_leave: Callable[[], bool] = lambda: False,
+    total_steps: int | None = None,
 ) -> Ending:
     """Call `launch` with what it needs to be watched, then wait for MLflow unless another request comes.
 
     `settle` is told of the ending before that: it may change how the run stands. `must_leave`: there is no
-    time to wait.
+    time to wait. `total_steps`: those to show, where there will be fewer than the configuration's.
     """
-    progress, tracking = Progress(run, console), Tracking(run, config.tracking)
+    progress, tracking = Progress(run, console, total_steps), Tracking(run, config.tracking)
 
     def tick() -> None:
         progress.tick()

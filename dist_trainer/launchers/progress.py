@@ -69,8 +69,10 @@ class Position:
 class Progress:
     """Shows one command's training; `tick` as often as you like."""
 
-    def __init__(self, run: RunFolder, console: Console) -> None:
+    def __init__(self, run: RunFolder, console: Console, total_steps: int | None = None) -> None:
+        """`total_steps`: where the training will end by itself before those of its configuration."""
         self._run = run
+        self._total_steps = total_steps
         self._console = console
         self._journal = run.journal_path(0)
         self._offset = self._journal.stat().st_size if self._journal.exists() else 0
@@ -159,8 +161,8 @@ class Progress:
                 shown = ", ".join(f"{key} {value:.4g}" for key, value in evaluated.items())
                 self.say(f"step {record['step']}: {shown}")
         elif record["kind"] == "started":
-            self._position.total_steps = record["total_steps"]
-            self.say(_beginning(record))
+            total = self._position.total_steps = self._total_steps or record["total_steps"]
+            self.say(_beginning({**record, "total_steps": total}))
         elif record["kind"] == "bad_rows":
             self._bad_rows += int(record["skipped"])
         elif record["kind"] in ("alarm", "straggler"):

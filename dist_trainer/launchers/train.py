@@ -71,9 +71,12 @@ def train(
     return _show(ending, console, as_json)
 
 
-def train_copy(loaded: Loaded, folder: Path, *, workers: int | None, console: Console) -> Ending:
+def train_copy(
+    loaded: Loaded, folder: Path, *, workers: int | None, console: Console, total_steps: int
+) -> Ending:
     """Train a new run in `folder` once, for a tool that looks at what came of it: nothing is said of its results.
 
+    `total_steps` are those that it will have, which a hook may make fewer than the configuration's.
     Raises as `train` does, and InterruptedError where a signal came before its workers were started.
     """
     config = loaded.config
@@ -83,7 +86,7 @@ def train_copy(loaded: Loaded, folder: Path, *, workers: int | None, console: Co
         count = _count(config, workers)
         _check_targets(loaded, None, requests)
         run = stack.enter_context(_new_run(folder, config))
-        return _launch(run, config, count, requests, console, WORKER)
+        return _launch(run, config, count, requests, console, WORKER, total_steps)
 
 
 @contextmanager
@@ -101,12 +104,18 @@ def _count(config: Config, workers: int | None) -> int:
 
 
 def _launch(
-    run: RunFolder, config: Config, count: int, requests: StopRequests, console: Console, entry: str
+    run: RunFolder,
+    config: Config,
+    count: int,
+    requests: StopRequests,
+    console: Console,
+    entry: str,
+    total_steps: int | None = None,
 ) -> Ending:
     from dist_trainer.launchers import agent
 
     launch = partial(agent.launch, run, config, workers=count, entry=entry)
-    return accompany(launch, run, config, requests, console)
+    return accompany(launch, run, config, requests, console, total_steps=total_steps)
 
 
 def _go_on_with(config: Config, run: RunFolder, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dist_trainer.config.yaml_rules import write_yaml
 from dist_trainer.slurm.partitions import Partition, best_for_training, default_account, partitions
 from dist_trainer.slurm.scheduler import SchedulerUnavailable
 
@@ -29,18 +30,25 @@ def profile_text(chosen: Partition, every: Sequence[Partition], *, config: str, 
         f"#   dist-trainer submit {config} slurm.yaml --dry-run      shows what would be sent",
         "slurm:",
         _said("  nodes: 1", f"of {chosen.nodes}; the samples of a step are shared out among more"),
-        _said(f"  partition: {chosen.name}", f"others: {others}"),
+        _said(f"  {_pair('partition', chosen.name)}", f"others: {others}"),
         _said(f"  time: {_time(minutes)}", f"{limit}; a run that needs longer is requeued and goes on"),
         _said("  options:", "any option of sbatch by its long name"),
         *([_said(f"    gpus-per-node: {chosen.gpus}", "one process on each")] if chosen.gpus else []),
         _said(f"    cpus-per-task: {chosen.cpus}", "all of a node; a job that wants fewer may start sooner"),
         _said("    mem: 0", f"all of a node, {_memory(chosen.memory_mb)}; or 16G"),
-        f"    account: {account}" if account else _said("    # account: physics", "where it asks for one"),
+        f"    {_pair('account', account)}"
+        if account
+        else _said("    # account: physics", "where it asks for one"),
         _said("  # setup: [module load cuda]", "shell lines before the start"),
         "launch:",
         *_launch(chosen),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _pair(key: str, text: str) -> str:
+    """Quoted where YAML would read something else: a partition may be called 2024, an account 00123."""
+    return write_yaml({key: text}).rstrip()
 
 
 def _said(text: str, comment: str) -> str:

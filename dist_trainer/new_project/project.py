@@ -10,6 +10,7 @@ from typing import Any
 
 from dist_trainer.config.editor_schema import json_schema
 from dist_trainer.config.near import listed
+from dist_trainer.config.yaml_rules import write_yaml
 from dist_trainer.errors import UsageError
 from dist_trainer.new_project.examples import Example
 from dist_trainer.new_project.profile import cluster_profile
@@ -70,7 +71,8 @@ def plan_project(name: str | None, example: Example | None) -> Project:
         prepares = example.prepares
     else:
         config, run, prepares = _CONFIG, run_name(folder), ()
-        text = _template(_CONFIG).replace("name: new-project                #", f"{f'name: {run}':<32} #", 1)
+        name_line = write_yaml({"name": run}).rstrip()  # quoted where YAML would read a number, as of 2024
+        text = _template(_CONFIG).replace("name: new-project                #", f"{name_line:<32} #", 1)
         own = {_MODULE: _template(_MODULE)}
     profile = cluster_profile(config)
     files = {

@@ -15,6 +15,7 @@ from statistics import fmean, median
 from dist_trainer.errors import UsageError
 
 FEWEST_STEPS = 20
+NARROWEST = 2.0  # from the lowest to the highest rate
 BELOW_LOWEST = 10.0
 _AT_REST = 0.1  # of the steps: the rate is so low there that only the samples make the loss differ
 _FEWEST_AT_REST = 5
@@ -38,6 +39,11 @@ class Rates:
         if not 0 < self.lowest < self.highest < math.inf:
             raise UsageError(
                 f"--min must be more than 0 and less than --max, got {self.lowest:g} and {self.highest:g}"
+            )
+        if self.highest < NARROWEST * self.lowest:
+            raise UsageError(
+                f"--max must be at least {NARROWEST:g} times --min, for a curve, got {self.lowest:g} and "
+                f"{self.highest:g}"
             )
         if self.steps < FEWEST_STEPS:
             raise UsageError(f"--steps must be at least {FEWEST_STEPS}, for a curve, got {self.steps}")
@@ -112,7 +118,9 @@ def curve_of(tried: Rates, losses: Sequence[float]) -> Curve:
     smoothed = smooth(finite, width)
     rest = finite[: tried.at_rest]
     start, lowest = fmean(rest), min(range(len(finite)), key=smoothed.__getitem__)
-    kernel_values = 2 * math.sqrt(math.pi) * width  # as many as a mean with its weights is worth
+    kernel_values = min(
+        2 * math.sqrt(math.pi) * width, len(finite)
+    )  # as many as a mean with its weights is worth
     error = _noise(finite[: max(lowest, len(rest))]) * math.sqrt(1 / len(rest) + 1 / kernel_values)
     fell = lowest >= tried.at_rest and start - smoothed[lowest] > _CLEAR * error
     return Curve(rates, finite, smoothed, start, lowest if fell else None)
@@ -125,7 +133,7 @@ def _noise(losses: Sequence[float]) -> float:
 
 def smooth(values: Sequence[float], width: float) -> list[float]:
     """Each with its neighbours on both sides, weighted by a Gaussian of this standard deviation, in positions."""
-    reach = math.ceil(3 * width)
+    reach = min(math.ceil(3 * width), len(values))
     weights = [math.exp(-0.5 * (offset / width) ** 2) for offset in range(-reach, reach + 1)]
     found = []
     for middle in range(len(values)):

@@ -41,7 +41,11 @@ def train_with_growing_rate(
         copy = checked_copy(_tree(loaded, tried), scratch / f"{_NAME}.yaml", f"{tried.steps} growing rates")
         try:
             ending = train_copy(
-                Loaded(copy, loaded.locate), scratch / _NAME, workers=workers, console=console
+                Loaded(copy, loaded.locate),
+                scratch / _NAME,
+                workers=workers,
+                console=console,
+                total_steps=_steps(tried),
             )
         except InterruptedError:
             raise _stopped() from None
@@ -52,7 +56,7 @@ def train_with_growing_rate(
 def _tree(loaded: Loaded, tried: Rates) -> dict[str, Any]:
     """The configuration: its schedule and hooks are left out, everything that makes a step what it is stays."""
     config = loaded.config.model_copy(update={"scheduler": None})
-    steps = tried.steps + 1  # the last rate shows in the loss of the step after it
+    steps = _steps(tried)
     tree = shortened(config, _NAME, steps + 1, steps + 1)
     rates = {"lowest": tried.lowest, "highest": tried.highest, "count": tried.steps}
     tree["scheduler"] = {"target": "dist_trainer.tuning.growing.GrowingRate", **rates}
@@ -63,6 +67,10 @@ def _tree(loaded: Loaded, tried: Rates) -> dict[str, Any]:
     tree["checkpoint"]["folder"] = None
     tree["launch"]["max_restarts"] = 0
     return tree
+
+
+def _steps(tried: Rates) -> int:
+    return tried.steps + 1  # the last rate shows in the loss of the step after it
 
 
 def with_rate(loaded: Loaded, rate: float) -> dict[str, Any]:

@@ -49,6 +49,18 @@ def test_a_file_gets_plain_lines(run: RunFolder, at_once: None) -> None:
     ]
 
 
+def test_a_training_that_ends_before_its_configuration_does_is_shown_with_its_own_steps(
+    run: RunFolder, at_once: None
+) -> None:
+    out = io.StringIO()
+    shown = Progress(run, Console(file=out, width=80), total_steps=101)
+    write_some(run, total=102, step=50)
+    shown.tick()
+    shown.close()
+    first, *_, last = out.getvalue().splitlines()
+    assert first == "training 101 steps with 3 ranks on cuda" and last.startswith("step 50/101, ")
+
+
 def test_a_terminal_of_80_columns_gets_one_line_with_a_bar(run: RunFolder, at_once: None) -> None:
     out = io.StringIO()
     shown = Progress(run, Console(file=out, width=80, force_terminal=True, color_system=None))

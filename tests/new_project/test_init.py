@@ -81,6 +81,13 @@ def test_nothing_is_overwritten_and_what_is_in_the_way_is_named() -> None:
     assert Path("below/it/train.yaml").exists()
 
 
+@pytest.mark.parametrize("name", ["2024", "1e3", "0x1F", "007", "null", "true", "1.5", "2024-11-29", "yes"])
+def test_a_folder_may_be_called_what_yaml_would_read_as_a_number_or_nothing(name: str) -> None:
+    init(name)
+    assert load_config([f"{name}/train.yaml"]).config.name == name
+    assert f"evaluate {name}\n" in Path(name, "README.md").read_text()
+
+
 @pytest.mark.parametrize("example", examples(), ids=lambda each: each.name)
 def test_every_example_of_configs_is_a_project(example: Example) -> None:
     found = json.loads(init("new", "--example", example.name, "--json").stdout)
@@ -131,6 +138,13 @@ def test_without_accounts_or_gpus_the_profile_goes_without(tmp_path: Path) -> No
     assert (config.slurm.partition, config.slurm.time) == ("one", "00:30:00")
     assert config.slurm.options == {"cpus-per-task": 2, "mem": 0}
     assert (config.launch.device, config.launch.workers_per_node) == ("cpu", 1)
+
+
+def test_a_partition_and_an_account_may_look_like_numbers(tmp_path: Path) -> None:
+    answers(tmp_path / "nothing", sinfo="2024*|up|30:00|2|2|900|(null)\n", sacctmgr="00123\n")
+    init("demo")
+    config = load_config(["demo/train.yaml", "demo/slurm.yaml"]).config
+    assert config.slurm.partition == "2024" and config.slurm.options["account"] == "00123"
 
 
 @pytest.mark.timeout(120)

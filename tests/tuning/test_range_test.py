@@ -46,6 +46,7 @@ def test_each_rate_is_the_same_factor_above_the_last() -> None:
         ((0.0, 1.0, 50), "--min must be more than 0"),
         ((1.0, 1.0, 50), "less than --max"),
         ((1e-6, math.inf, 50), "less than --max"),
+        ((1e-3, 1.000001e-3, 50), "--max must be at least 2 times --min, for a curve, got 0.001 and"),
         ((1e-6, 1.0, 19), "--steps must be at least 20"),
     ],
 )
@@ -102,6 +103,13 @@ def test_smoothing_keeps_a_line_and_the_length() -> None:
     line = [float(step) for step in range(50)]
     assert smooth(line, 2.0)[10:40] == pytest.approx(line[10:40])
     assert len(smooth(line[:3], 5.0)) == 3
+    assert smooth(line[:3], 1e9) == pytest.approx([1.0] * 3), "it costs as much as there are values"
+
+
+def test_the_narrowest_rates_still_give_a_curve() -> None:
+    narrow = Rates(1e-3, 2e-3, 20)
+    assert curve_of(narrow, [2.0 - 0.05 * step for step in range(21)]).suggested is not None
+    assert curve_of(narrow, [2.0 + noise for noise in NOISE[:21]]).suggested is None
 
 
 def loaded(**optimizer: object) -> Loaded:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -14,12 +15,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dist_trainer.cli import app
+from dist_trainer.tracking.heartbeat import read_heartbeat
 from dist_trainer.tuning.find import Found
 from dist_trainer.tuning.plot import write_plot
 from dist_trainer.tuning.range_test import Rates, curve_of
 from dist_trainer.tuning.screen import show
 from dist_trainer.tuning.trial import Trained
-from tests.launchers.processes import Command
+from tests.launchers.processes import Command, wait_for
 
 CONFIG = """
 name: digits
@@ -84,6 +86,34 @@ def test_the_curve_begins_where_the_loss_of_ten_classes_does(found: dict[str, An
 
 def test_nothing_is_left(found: dict[str, Any], folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["run.yaml"], "no run, no tracking, no checkpoints"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.examples)],
+    ids=lambda number: number.name,
+)
+def test_a_test_that_is_stopped_while_it_trains_leaves_no_process_and_no_file(
+    number: signal.Signals, folder: Path
+) -> None:
+    words = ["-m", "dist_trainer.cli", "tune", "lr", "run.yaml", "--steps", "100000", "--min", "1e-6"]
+    command = Command(sys.executable, *words, folder=folder)
+    try:
+        wait_for(lambda: trains(folder), what="a step")
+        command.send_to_group(number) if number is signal.SIGINT else command.send(number)
+        code = command.finish()
+        assert (code, command.stderr) == (1, "stopped before there was a curve; nothing is kept\n")
+        assert command.stdout.startswith("training 100001 steps with 2 ranks")
+        assert wait_for(lambda: not command.others(), what="no process is left")
+    finally:
+        command.end()
+    assert [path.name for path in folder.iterdir()] == ["run.yaml"]
+
+
+def trains(folder: Path) -> bool:
+    """Whether a rank has done a step."""
+    beats = (read_heartbeat(path) for path in folder.glob("runs/.tuning/*/*/heartbeat/rank-*"))
+    return any(beat is not None and beat.trained_step for beat in beats)
 
 
 @pytest.mark.examples
