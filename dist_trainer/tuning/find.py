@@ -26,6 +26,7 @@ class Found:
     lr: float | None
     optimizer: dict[str, Any] | None
     samples: int  # of a step
+    has_schedule: bool = False  # of the configuration's, which the test leaves out
 
     @property
     def diverged(self) -> bool:
@@ -52,7 +53,12 @@ class Found:
             notes.append(
                 f"the loss never fell clearly below {curve.start:.4g}, where it began: no rate is suggested; {remedy}"
             )
-        elif not self.diverged and curve.lowest >= 0.95 * (len(curve.losses) - 1):
+        elif self.has_schedule:
+            notes.append(
+                "the configuration has a schedule, which the test leaves out: with one that decays, two or three "
+                "times as much may be better"
+            )
+        if curve.lowest is not None and not self.diverged and curve.lowest >= 0.95 * (len(curve.losses) - 1):
             notes.append(
                 f"the loss still falls at {self.tried.highest:g}, the highest rate tried: give a higher --max"
             )
@@ -88,7 +94,8 @@ def find_rate(loaded: Loaded, tried: Rates, *, workers: int | None, runs: Path, 
     lr = None if curve.suggested is None else _rounded(curve.suggested)
     optimizer = None if lr is None else with_rate(loaded, lr)
     size = loaded.config.data.global_batch_size
-    return Found(loaded.config.name, tried, curve, trained, lr, optimizer, size)
+    scheduled = loaded.config.scheduler is not None
+    return Found(loaded.config.name, tried, curve, trained, lr, optimizer, size, scheduled)
 
 
 def _check(trained: Trained, tried: Rates) -> None:

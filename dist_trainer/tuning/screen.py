@@ -25,8 +25,12 @@ def show(found: Found, console: Console) -> None:
         _print(console, note, width)
     if found.line is not None and found.curve.lowest is not None:
         lowest = found.curve.rates[found.curve.lowest]
-        _print(console, f"a tenth of {lowest:.1e}, where the smoothed loss is lowest; in the YAML:", width)
-        console.print(textwrap.indent(found.line, "  "), markup=False, highlight=False, soft_wrap=True)
+        _print(
+            console,
+            f"a tenth of {lowest:.1e}, where the smoothed loss is lowest; the line for the YAML:",
+            width,
+        )
+        console.print(found.line, markup=False, highlight=False, soft_wrap=True)  # to be pasted as it stands
 
 
 def _print(console: Console, text: str, width: int) -> None:

@@ -159,7 +159,7 @@ def test_it_is_shown_within_eighty_columns(drawn: Found) -> None:
     show(drawn, console)
     lines = console.file.getvalue().splitlines()
     assert all(len(line) <= 80 for line in lines)
-    assert lines[-1] == "  optimizer: {target: torch.optim.SGD, lr: 0.0088, momentum: 0.9}"
+    assert lines[-1] == "optimizer: {target: torch.optim.SGD, lr: 0.0088, momentum: 0.9}"
     (lowest,) = [line for line in lines if line.endswith("lowest")]
     (suggested,) = [line for line in lines if line.endswith("suggested")]
     assert float(lowest.split()[0]) == pytest.approx(10 * float(suggested.split()[0]), rel=0.2)
