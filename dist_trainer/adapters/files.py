@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dist_trainer.adapters.local_folder import LocalFolder, sync_folder
-from dist_trainer.errors import StorageError, UsageError
+from dist_trainer.errors import DataError, StorageError, UsageError
 
 
 def open_private(path: Path, flags: int) -> int:
@@ -26,6 +26,20 @@ def open_private(path: Path, flags: int) -> int:
         if error.errno == errno.ELOOP:
             raise UsageError(linked(path)) from error
         raise
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A plain file to read. DataError where a link, a pipe or a device is: what it leads to is nobody's business."""
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DataError(f"{path.name} is a symbolic link, and none is followed there") from error
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(f"{path.name} is no plain file")
+    return file
 
 
 def open_log(path: Path) -> BinaryIO:

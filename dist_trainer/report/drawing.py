@@ -37,6 +37,7 @@ _INCHES = (5.3, 3.0)  # 380 points wide: text keeps its size on a phone
 _DOTS_PER_INCH = 160
 _TITLE_INCHES = 0.3
 _MOST_POINTS = 1500
+_WRITER = "dist-trainer report"  # place.py knows our files by it
 # what the page calls each colour
 _VARIABLES = {
     _INK: "--ink",
@@ -207,7 +208,9 @@ def _drawn(
         if has_legend and len(handles) <= 16:
             axes.legend(handles, labels, fontsize=8, frameon=False)
         buffer = io.BytesIO()
-        canvas.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
+        canvas.savefig(
+            buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": _WRITER}
+        )
         return Drawn(svg, buffer.getvalue())
 
 

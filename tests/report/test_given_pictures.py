@@ -9,7 +9,8 @@ import pytest
 from matplotlib.image import imsave
 
 from dist_trainer.report.given_pictures import files
-from dist_trainer.report.make import default_folder, make
+from dist_trainer.report.make import make
+from dist_trainer.report.place import default_folder
 from tests.report.runs import finished
 
 

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from dist_trainer.cli import app
 from dist_trainer.report import facts
-from dist_trainer.report.make import default_folder, make
+from dist_trainer.report.make import make
 from dist_trainer.report.page import Page as MadePage
 from dist_trainer.report.page import render
+from dist_trainer.report.place import default_folder
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.journal import Journal
 from tests.report.runs import end, finished, make_run, predicted, resumed, start, train
@@ -169,7 +170,7 @@ def test_the_command_says_where_the_page_is_and_only_its_owner_can_read_it(
     assert report("a").stdout == "report: runs/a/report/index.html, 4 pictures beside it\n"
     assert report("b", "--output", "here").stdout == "report: here/index.html, 1 picture beside it\n"
     assert (
-        default_folder([RunFolder.open("runs/a"), RunFolder.open("runs/b")]) == tmp_path / "runs/report-a-b"
+        default_folder([RunFolder.open("runs/a"), RunFolder.open("runs/b")]) == tmp_path / "runs/report-a+b"
     )
     folder = tmp_path / "runs" / "a" / "report"
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -197,6 +198,32 @@ def test_what_cannot_be_reported_is_one_message(tmp_path: Path, monkeypatch: pyt
     assert refused("a", "--predict", "all") == "--predict must be one of train, val, test, got 'all'"
     (run.path / "report").symlink_to(tmp_path)
     assert "is a symbolic link" in refused("a")
+
+
+@pytest.mark.parametrize("name", ["index.html", "attempts.png"])
+def test_what_no_report_wrote_is_not_written_over(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start(make_run(tmp_path, "a"), 1, ago=10)
+    report("a", "--output", "docs")
+    assert report("a", "--output", "docs").stdout == "report: docs/index.html, 1 picture beside it\n"
+    (tmp_path / "docs" / name).write_text("<title>dist-trainer report</title>")
+    before = {path: path.read_bytes() for path in (tmp_path / "docs").iterdir()}
+    done = CliRunner().invoke(app, ["report", "a", "--output", "docs"])
+    assert done.exit_code == 2 and " ".join(done.stderr.split()) == (
+        f"docs/{name} is there already, and no report wrote it; move it away, or give another --output"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "docs").iterdir()} == before
+
+
+def test_reports_of_other_runs_have_other_folders(tmp_path: Path) -> None:
+    def folder(*names: str) -> str:
+        return default_folder([RunFolder(tmp_path / name) for name in names]).name
+
+    assert folder("a-b", "c") == "report-a-b+c" != folder("a", "b-c")
+    long = [f"{letter * 63}" for letter in "abcd"]
+    assert folder(*long, "x") != folder(*long, "y") and len(folder(*long, "x")) < 255
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
