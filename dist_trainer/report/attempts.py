@@ -20,7 +20,7 @@ class Attempt:
     number: int
     start: float
     end: float | None
-    seen: float  # the last that is known of it: its end, or its last line in the journal
+    seen: float  # the last that is known of it: its end, or its last line in the journal or beat
     first_step: int
     last_step: int | None
     world_size: int
@@ -97,7 +97,7 @@ def time_line(
         before = found[-1] if found else None
         end, heard = ends.get(number), last_heard.get(number)
         found.append(_attempt(starts[number], end, requeued.get(number), before, heard))
-    if found and found[-1].end is None and is_running:
+    if found and found[-1].number not in ends and is_running:
         found[-1] = replace(found[-1], is_open=True, cause="training")
     return TimeLine(found, [float(event["time"]) for event in saved])
 
@@ -110,8 +110,10 @@ def _attempt(
     heard: float | None,
 ) -> Attempt:
     began = _moment(start) or heard or 0.0
-    ended = _moment(end) if end else None
     said, nodes = end or {}, start.get("nodes")
+    # without both, slurm/lost_attempts.py wrote the line when the next attempt began: the end was earlier
+    has_word = whole(said.get("exit_code")) is not None or whole(said.get("last_step")) is not None
+    ended = _moment(said) if has_word else None
     cause = (requeue or {}).get("cause") or said.get("cause")
     return Attempt(
         number=start["attempt"],

@@ -47,6 +47,21 @@ def test_attempts_have_causes_and_the_time_in_between() -> None:
     assert line.sentence == "4 attempts: 3 min of training, 6 min between them; 1 checkpoint saved."
 
 
+def test_an_attempt_that_was_lost_lasted_until_it_was_last_heard_of_and_not_until_the_next_began() -> None:
+    lost = {"last_step": None, "exit_code": None, "cause": "node failure"}  # slurm/lost_attempts.py
+    lines = [
+        {"event": "start", "attempt": 1, "time": 100.0, "first_step": 0, "world_size": 2},
+        {"event": "end", "attempt": 1, "time": 9000.0, **lost},
+        {"event": "start", "attempt": 2, "time": 9001.0, "first_step": 0, "world_size": 2},
+        {"event": "end", "attempt": 2, "time": 9500.0, **lost},
+    ]
+    line = time_line(lines, [], last_heard={1: 160.0}, is_running=True)
+    first, second = line.attempts
+    assert (first.lasted_s, first.end, first.cause) == (60.0, None, "node failure")
+    assert (second.waited_s, second.lasted_s) == (8841.0, 0.0) and not second.is_open
+    assert line.trained_s == 60.0
+
+
 def test_a_run_that_never_began_has_a_sentence_too() -> None:
     assert time_line([], [], last_heard={}, is_running=False).sentence == "No attempt was begun yet."
 
