@@ -103,9 +103,10 @@ def draw_figure(figure: Figure, runs: Sequence[str]) -> Drawn:
 
 def draw_time_line(line: TimeLine) -> Drawn:
     """Attempts as bars over minutes since the first start, one a row, checkpoints as ticks below."""
-    first = min((each.start for each in line.attempts), default=0.0)
-    unit, name = _unit(max((each.seen for each in line.attempts), default=1.0) - first)
-    shown = line.attempts[-12:]
+    known = [each for each in line.attempts if each.start]
+    first = min((each.start for each in known), default=0.0)
+    unit, name = _unit(max((each.seen for each in known), default=1.0) - first)
+    shown = known[-12:]
 
     def draw(axes: "Axes") -> None:
         for row, each in enumerate(shown):

@@ -15,7 +15,7 @@ from dist_trainer.diagnose.evidence import UNREADABLE, Evidence, gather
 from dist_trainer.diagnose.explain import Explanation, explain
 from dist_trainer.diagnose.words import one_line
 from dist_trainer.report import given_pictures, points, predictions, ranks
-from dist_trainer.report.attempts import TimeLine, time_line
+from dist_trainer.report.attempts import TimeLine, begun_at, time_line
 from dist_trainer.report.given_pictures import GivenPicture
 from dist_trainer.report.points import Journal
 from dist_trainer.report.predictions import Predictions
@@ -69,8 +69,9 @@ class Facts:
 
     @property
     def world_size(self) -> int:
-        """Of the newest attempt."""
-        return self.time_line.attempts[-1].world_size if self.time_line.attempts else 1
+        """Of the newest attempt that came to train."""
+        sizes = [each.world_size for each in self.time_line.attempts if each.world_size]
+        return sizes[-1] if sizes else 1
 
 
 def read(run: RunFolder) -> Facts:
@@ -85,10 +86,11 @@ def read(run: RunFolder) -> Facts:
     heard = taken.take("heartbeat", lambda: _last_heard(journal, evidence), dict[int, float]())
     lines = evidence.lines if evidence else []
     events = journal.events
-    runs = explanation is not None and explanation.state == "running"
+    begun = taken.take("fence", lambda: begun_at(run.path / "fence", lines), dict[int, float]())
+    runs = explanation is not None and explanation.state in ("running", "starting")
     times = taken.take(
         "attempts.jsonl",
-        lambda: time_line(lines, events.get("saved", []), last_heard=heard, is_running=runs),
+        lambda: time_line(lines, events.get("saved", []), last_heard=heard, begun=begun, is_running=runs),
         TimeLine(),
     )
     pictures, more = _pictures(taken, run.path / FOLDER)
