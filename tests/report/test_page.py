@@ -80,7 +80,7 @@ def test_every_section_is_there_and_the_document_is_well_formed(text_of_three: s
     for words in (
         "3 runs: one, two, three",
         "optimizer.lr",
-        "3 logged steps were done again after a resume",
+        "3 logged steps came after the checkpoint that a later attempt went on from",
         "measured in steps 11 to 20",
         "died without a word",
         "2 attempts",
