@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 TRUTH, ABOUT, SAMPLE_ROW, SAMPLE_INPUT = "truth", "about", "sample_row", "sample_input"
 _MOST_BYTES = 16 << 20  # of one sample's input
-_MOST_CLASSES = 1000
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -38,8 +37,7 @@ def threshold(scores: NDArray[Any]) -> float:
 
 
 def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
-    numbers = values.astype(np.int64)
-    return np.where((numbers >= 0) & (numbers < _MOST_CLASSES), numbers, -1)
+    return np.maximum(values.astype(np.int64), -1)
 
 
 def rows_to_show(arrays: Arrays, most: int) -> NDArray[np.int64]:
@@ -51,7 +49,7 @@ def rows_to_show(arrays: Arrays, most: int) -> NDArray[np.int64]:
     said, truth = classes
     wrong = np.flatnonzero((said != truth) & (truth >= 0))
     surest = wrong[np.argsort(-sureness(arrays)[wrong], kind="stable")]
-    right = np.flatnonzero(said == truth)
+    right = np.flatnonzero((said == truth) & (truth >= 0))
     return np.concatenate([surest[: most - most // 4], right])[:most]
 
 
@@ -95,6 +93,6 @@ def class_names(dataset: Any) -> list[str] | None:
     while dataset is not None:
         names = getattr(dataset, "classes", None)
         if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            return list(names)[:_MOST_CLASSES]
+            return list(names)
         dataset = getattr(dataset, "dataset", None)
     return None

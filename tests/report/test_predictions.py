@@ -28,8 +28,10 @@ def test_classes_become_a_matrix_with_recall_precision_and_the_worst_samples_fir
     found = read(predicted(make_run(tmp_path), arrays, classes=["ant", "bee", "<b>"]))
     confusion = found.confusion
     assert found.kind == "classes" and confusion is not None
-    assert [[cell.count for cell in row] for row in confusion.rows] == [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
-    assert confusion.recall == [0.5, 1.0, 0.5] and confusion.precision == [1.0, pytest.approx(1 / 3), 1.0]
+    matrix = confusion.matrix
+    assert matrix is not None
+    assert [[cell.count for cell in row] for row in matrix.rows] == [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
+    assert matrix.recall == [0.5, 1.0, 0.5] and matrix.precision == [1.0, pytest.approx(1 / 3), 1.0]
     assert (confusion.right, confusion.total) == (3, 5)
     first = found.samples[0]
     assert (first.row, first.truth, first.said, first.is_right) == (2, "<b>", "bee", False)
@@ -47,7 +49,20 @@ def test_rows_without_a_class_are_left_out(tmp_path: Path) -> None:
     arrays = {**CLASSES, "truth": np.array([0, -100, 2, 2, 0])}
     confusion = read(predicted(make_run(tmp_path), arrays)).confusion
     assert confusion is not None and confusion.total == 4
-    assert confusion.names == ["0", "1", "2"]
+    assert confusion.matrix is not None and confusion.matrix.names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("first", [0, 995, 10_000, 1 << 40])
+def test_any_number_of_classes_is_counted_right(first: int, tmp_path: Path) -> None:
+    truth = np.arange(first, first + 30)
+    said = truth.copy()
+    said[:3] = -1, first + 7, first + 7
+    found = read(predicted(make_run(tmp_path), {"class": said, "truth": truth}))
+    confusion = found.confusion
+    assert confusion is not None and confusion.matrix is None
+    assert (confusion.right, confusion.total, confusion.classes) == (27, 30, first + 30)
+    assert confusion.worst == [(str(first + number), str(first + 7), 1) for number in (1, 2)]
+    assert found.as_json()["confusion"] is None
 
 
 def test_windows_of_a_series_are_a_forecast_and_other_numbers_are_not(tmp_path: Path) -> None:
