@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from dist_trainer.adapters.files import plain_number
 from dist_trainer.checkpoint.choose import open_store
+from dist_trainer.checkpoint.retention import best
 from dist_trainer.config.load import read_section
 from dist_trainer.config.redact import redact
 from dist_trainer.config.schema import CheckpointConfig
@@ -39,6 +40,15 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """Those that are there: how many, the newest of them, and the best by checkpoint.keep_best."""
+
+    total: int = 0
+    newest: Sequence[Saved] = ()
+    best: Saved | None = None
+
+
+@dataclass(frozen=True)
 class Facts:
     """One run. What could not be read is empty, and told in `problems`."""
 
@@ -53,7 +63,7 @@ class Facts:
     step_times: ranks.StepTimes | None
     stragglers: Sequence[str]
     last_words: Sequence[str]  # what each rank was last doing, where that is no end in good order
-    checkpoints: Sequence[Saved]
+    checkpoints: Checkpoints
     settings: Mapping[str, str]  # by dotted key, redacted
     config_yaml: str  # redacted
     code: str
@@ -106,7 +116,7 @@ def read(run: RunFolder) -> Facts:
         step_times=taken.take("step times", lambda: ranks.step_times(journal.curves), None),
         stragglers=[redact(one_line(said)) for said in ranks.stragglers(events.get("straggler", []))],
         last_words=taken.take("heartbeat", lambda: _last_words(evidence, explanation), list[str]()),
-        checkpoints=taken.take("checkpoints", lambda: _checkpoints(run), list[Saved]()),
+        checkpoints=taken.take("checkpoints", lambda: _checkpoints(run), Checkpoints()),
         settings=taken.take("config.yaml", lambda: parameters(text), dict[str, str]()),
         config_yaml=taken.take("config.yaml", lambda: redact_yaml(text), ""),
         code=taken.take("run.json", lambda: _code(evidence), ""),
@@ -162,13 +172,15 @@ def _last_words(evidence: Evidence | None, explanation: Explanation | None) -> l
     return [f"rank {beat.rank}: {one_line(beat.doing, 120)}" for beat in beats]
 
 
-def _checkpoints(run: RunFolder) -> list[Saved]:
+def _checkpoints(run: RunFolder) -> Checkpoints:
     config = read_section(run.config_path, "checkpoint", CheckpointConfig)
     store = open_store(run, config, report=lambda message: None)
     if not store.storage.is_local:  # a store may be away: its names are in the journal
-        return []
+        return Checkpoints()
     found = [checkpoint for checkpoint, damaged in store.committed() if not damaged]
-    return [Saved(each.name, each.step, each.metrics) for each in found[:_MOST_CHECKPOINTS]]
+    top = best(found, config.keep_best) if config.keep_best else None
+    saved = [Saved(each.name, each.step, each.metrics) for each in found[:_MOST_CHECKPOINTS]]
+    return Checkpoints(len(found), saved, Saved(top.name, top.step, top.metrics) if top else None)
 
 
 def _code(evidence: Evidence | None) -> str:

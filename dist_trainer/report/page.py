@@ -13,7 +13,7 @@ from markupsafe import Markup
 from dist_trainer.jobs.table import duration
 from dist_trainer.report.attempts import Attempt
 from dist_trainer.report.drawing import LINES, Drawn
-from dist_trainer.report.facts import Facts, Saved
+from dist_trainer.report.facts import Facts
 from dist_trainer.report.figures import Figure, Line, show_number
 from dist_trainer.report.points import can_be_drawn
 from dist_trainer.report.settings import Difference, differences
@@ -69,7 +69,6 @@ def _environment() -> Environment:
         "clock": _clock,
         "picture": _picture,
         "headline": _headline,
-        "best": _best,
         "newest": _newest_attempts,
         "color": lambda number: number % len(LINES),
     }
@@ -93,17 +92,6 @@ def _headline(results: Mapping[str, float]) -> list[tuple[str, float]]:
     """Those of the test first, then those of the validation, then all others."""
     first = [name for name in _FIRST_RESULTS if name in results]
     return [(name, results[name]) for name in [*first, *sorted(results.keys() - set(first))]][:8]
-
-
-def _best(run: Facts) -> Saved | None:
-    """The best of the checkpoints that are there, by checkpoint.keep_best."""
-    evidence = run.evidence
-    wanted = evidence.setting("checkpoint.keep_best") if evidence else None
-    if not isinstance(wanted, dict):
-        return None
-    metric, sign = str(wanted.get("metric")), -1 if wanted.get("mode") == "max" else 1
-    having = [each for each in run.checkpoints if isinstance(each.metrics.get(metric), int | float)]
-    return min(having, key=lambda each: sign * each.metrics[metric], default=None)
 
 
 def _newest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:

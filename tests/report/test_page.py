@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.cli import app
+from dist_trainer.config.schema import BestConfig, CheckpointConfig
 from dist_trainer.report import facts
 from dist_trainer.report.make import make
 from dist_trainer.report.page import Page as MadePage
@@ -224,6 +226,20 @@ def test_reports_of_other_runs_have_other_folders(tmp_path: Path) -> None:
     assert folder("a-b", "c") == "report-a-b+c" != folder("a", "b-c")
     long = [f"{letter * 63}" for letter in "abcd"]
     assert folder(*long, "x") != folder(*long, "y") and len(folder(*long, "x")) < 255
+
+
+def test_the_best_checkpoint_is_that_of_all_and_how_many_there_are_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "_MOST_CHECKPOINTS", 2)
+    run = make_run(tmp_path)
+    config = CheckpointConfig(keep_best=BestConfig(metric="val/accuracy", mode="max"))
+    store = open_store(run, config, fence=run.new_fence({}))
+    for step, value in ((1, 0.5), (2, 0.9), (3, "NaN"), (4, 0.7), (5, 0.6)):
+        store.commit(step, {"training.json": b"{}"}, {"metrics": {"val/accuracy": value}})
+    page = written(run)[1]
+    assert "Checkpoints: 5, the newest 2 of them" in page.words
+    assert re.search(r"Best checkpoint\s*step 2\s", page.words)
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
