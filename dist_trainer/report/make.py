@@ -80,7 +80,7 @@ def make(runs: Sequence[RunFolder], folder: Path) -> Written:
         make_private_folder(folder)
         for path, drawn in pictures.items():
             replace_file(path, drawn.png)
-        replace_file(folder / PAGE, render(page).encode())
+        replace_file(folder / PAGE, render(page).encode(errors="replace"))
     return Written(folder / PAGE, list(pictures), found)
 
 

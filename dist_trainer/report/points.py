@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_trainer.adapters.records import is_count
+from dist_trainer.diagnose.words import one_line
 from dist_trainer.tracking.journal import iterate_journal
 
 Numbers = NDArray[np.float64]
 _MOST_METRICS = 200
 _MOST_EVENTS = 2000  # of one kind; of more the newest
+_LONGEST_NAME = 80
 _BUCKETS = 300
 _LARGEST_DRAWN = 1e150
 _KEPT_KINDS = ("saved", "started", "alarm", "straggler", "skipped", "bad_rows", "resized", "changed")
@@ -152,4 +154,4 @@ class _Points:
                 continue
             # of a step that came twice the last line counts: the first in an array that is turned round
             once, at = np.unique(all_steps[::-1], return_index=True)
-            yield name, Curve(once, all_values[::-1][at])
+            yield one_line(name, _LONGEST_NAME) or "no name", Curve(once, all_values[::-1][at])

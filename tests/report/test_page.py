@@ -1,6 +1,7 @@
 """The page and the command that writes it: what is on it, that nothing of a run can be more than text, and limits."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -19,7 +20,7 @@ from dist_trainer.report.make import make
 from dist_trainer.report.page import Page as MadePage
 from dist_trainer.report.page import render
 from dist_trainer.report.place import default_folder
-from dist_trainer.run_folder import RunFolder
+from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.journal import Journal
 from tests.report.runs import end, finished, make_run, predicted, resumed, start, train
 from tests.report.test_predictions import CLASSES
@@ -226,6 +227,19 @@ def test_reports_of_other_runs_have_other_folders(tmp_path: Path) -> None:
     assert folder("a-b", "c") == "report-a-b+c" != folder("a", "b-c")
     long = [f"{letter * 63}" for letter in "abcd"]
     assert folder(*long, "x") != folder(*long, "y") and len(folder(*long, "x")) < 255
+
+
+def test_what_is_no_letter_of_any_alphabet_stops_no_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with Journal(run.journal_path(0), attempt=1, rank=0) as journal:
+        for step in (1, 2):
+            journal.metrics(step, {"\ud800": 1.0 / step, "val/a\ud800b\nc": 1.0 / step})
+        journal.event("straggler", step=2, message="\udfff")
+    run.write_status(Status("failed", "\ud800", 2))
+    moved = run.path.with_name(os.fsdecode(b"run\xff"))
+    shutil.move(run.path, moved)
+    page = make([RunFolder(moved)], tmp_path / "page").page
+    assert {"no name", "a b c"} <= set(re.findall("<h3>(.*?)</h3>", page.read_text(encoding="utf-8")))
 
 
 def test_the_best_checkpoint_is_that_of_all_and_how_many_there_are_is_said(
