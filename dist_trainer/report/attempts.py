@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dist_trainer.adapters.files import open_plain
 from dist_trainer.adapters.records import is_moment
 from dist_trainer.diagnose.evidence import UNREADABLE, whole
 from dist_trainer.diagnose.words import one_line
 from dist_trainer.jobs.table import duration
 
 _FENCE = re.compile(r"[0-9]{4,9}[.]json")
+_MOST_BYTES = 64 << 10  # of a fence
 _GOOD = ("finished",)
 _ASKED = ("SIGTERM or SIGINT", "SIGUSR2", "time limit", "preempted", "signal", "requeued", "stopped")
 
@@ -103,8 +105,8 @@ def begun_at(fences: Path, lines: Sequence[Mapping[str, Any]]) -> dict[int, floa
 
 
 def _fence_time(path: Path) -> float:
-    with suppress(*UNREADABLE):
-        return _moment(json.loads(path.read_bytes())) or 0.0
+    with suppress(*UNREADABLE), open_plain(path) as file:
+        return _moment(json.loads(file.read(_MOST_BYTES))) or 0.0
     return 0.0
 
 

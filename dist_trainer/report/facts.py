@@ -191,7 +191,7 @@ def _code(evidence: Evidence | None) -> str:
 
 def _predictions(taken: _Taken, folder: Path) -> list[Predictions]:
     found: list[Predictions] = []
-    for path in predictions.files(folder):
+    for path in taken.take(FOLDER, lambda: predictions.files(folder), list[Path]()):
         one = taken.take(f"{FOLDER}/{path.name}", partial(predictions.read, path), None)
         if one is not None:
             found.append(one)
@@ -201,6 +201,8 @@ def _predictions(taken: _Taken, folder: Path) -> list[Predictions]:
 def _pictures(taken: _Taken, folder: Path) -> tuple[list[GivenPicture], int]:
     name = f"{FOLDER}/{given_pictures.FOLDER}"
     paths, more = taken.take(name, lambda: given_pictures.files(folder), ([], 0))
+    if not paths:
+        return [], 0
     captions = taken.take(
         f"{name}/{given_pictures.CAPTIONS}", lambda: given_pictures.captions(folder), dict[str, str]()
     )

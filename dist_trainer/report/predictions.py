@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_trainer.adapters.files import open_plain, refuse_link
 from dist_trainer.diagnose.words import one_line
 from dist_trainer.errors import DataError
 from dist_trainer.report.pictures import are_pictures, as_data_uris
@@ -95,14 +96,15 @@ class Predictions:
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of predictions in a run's report folder."""
+    """The files of predictions in a run's report folder. DataError where that is a link."""
+    refuse_link(folder)
     return sorted(path for path in folder.glob("predictions-*.npz") if _FILE.fullmatch(path.name))
 
 
 def read(path: Path) -> Predictions:
     """One file. DataError where it is not what `report --predict` writes."""
     try:
-        with path.open("rb") as file:  # ours to close: numpy leaves it open where it is no zip
+        with open_plain(path) as file:  # ours to close: numpy leaves it open where it is no zip
             _refuse_compressed(file)
             arrays = dict(np.load(file, allow_pickle=False))
         about = json.loads(str(arrays[ABOUT])) if ABOUT in arrays else {}
