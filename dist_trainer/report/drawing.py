@@ -31,7 +31,8 @@ LINES = (
     "#65a30d",
     "#b91c1c",
 )  # by run, in turn
-KINDS = {"good": "#059669", "asked": "#d97706", "bad": "#dc2626", "open": "#2563eb"}
+# none of them a line's: an SVG's colours become the page's variables by what they are
+KINDS = {"good": "#047857", "asked": "#b45309", "bad": "#dc2626", "open": "#1d4ed8"}
 _INK, _FAINT = "#1c1917", "#d6d3d1"
 _INCHES = (5.3, 3.0)  # 380 points wide: text keeps its size on a phone
 _DOTS_PER_INCH = 160

@@ -1,5 +1,6 @@
 """What stands beside the curves: attempts and the time between, phases, slow ranks, what differs, which figures."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 
 from dist_trainer.report import facts, points
 from dist_trainer.report.attempts import time_line
-from dist_trainer.report.drawing import draw_figure, draw_scatter, draw_series
-from dist_trainer.report.figures import figures, show_number
+from dist_trainer.report.drawing import KINDS, LINES, draw_figure, draw_scatter, draw_series
+from dist_trainer.report.figures import Figure, Line, figures, show_number
 from dist_trainer.report.make import make
 from dist_trainer.report.place import default_folder
 from dist_trainer.report.ranks import read_phases, step_times
@@ -169,6 +170,14 @@ def test_figures_put_train_and_val_together_and_the_loss_first() -> None:
     assert not found[0].is_log
     assert figures([{"train/loss": curve(1e3, 1, 1, 1)}])[0][0].is_log
     assert figures([{f"m{number:02}": curve(1, 2) for number in range(30)}])[1] == 6
+
+
+def test_every_run_is_drawn_in_the_colour_of_its_legend() -> None:
+    lines = [Line(run, "", points.Curve(np.arange(3), np.arange(3.0))) for run in range(8)]
+    svg = draw_figure(Figure("loss", lines), list("abcdefgh")).svg
+    drawn = re.findall(r"stroke: var\((--line-\d)\); stroke-width: 1.8", svg)
+    assert drawn == [f"--line-{run}" for run in range(8)]
+    assert not {*LINES} & {*KINDS.values()}
 
 
 @pytest.mark.parametrize(
