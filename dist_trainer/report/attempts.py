@@ -17,7 +17,16 @@ from dist_trainer.jobs.table import duration
 _FENCE = re.compile(r"[0-9]{4,9}[.]json")
 _MOST_BYTES = 64 << 10  # of a fence
 _GOOD = ("finished",)
-_ASKED = ("SIGTERM or SIGINT", "SIGUSR2", "time limit", "preempted", "signal", "requeued", "stopped")
+_ASKED = (
+    "SIGTERM or SIGINT",
+    "SIGUSR2",
+    "time limit",
+    "preempted",
+    "signal",
+    "requeued",
+    "cancelled",
+    "stopped",
+)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,10 @@ def test_an_attempt_that_was_lost_lasted_until_it_was_last_heard_of_and_not_unti
     first, second = line.attempts
     assert (first.lasted_s, first.end, first.cause) == (60.0, None, "node failure")
     assert (second.waited_s, second.lasted_s) == (8841.0, 0.0) and not second.is_open
-    assert line.trained_s == 60.0
+    assert line.trained_s == 60.0 and first.kind == "bad"
+    lines[1]["cause"] = "cancelled"
+    cancelled = time_line(lines, [], last_heard={}, begun={}, is_running=False).attempts[0]
+    assert cancelled.kind == "asked", "by somebody's scancel"
 
 
 def test_a_run_that_never_began_has_a_sentence_too() -> None:
