@@ -11,7 +11,7 @@ from typing import Any
 from dist_trainer.adapters.files import open_plain
 from dist_trainer.adapters.records import is_moment
 from dist_trainer.diagnose.evidence import UNREADABLE, whole
-from dist_trainer.diagnose.words import one_line
+from dist_trainer.diagnose.words import count, one_line
 from dist_trainer.jobs.table import duration
 
 _FENCE = re.compile(r"[0-9]{4,9}[.]json")
@@ -74,10 +74,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class TimeLine:
-    """All attempts, and when checkpoints were saved."""
+    """All attempts, and when checkpoints were saved: the newest moments, and how many there were."""
 
     attempts: Sequence[Attempt] = ()
     saved: Sequence[float] = ()
+    saves: int = 0
 
     @property
     def trained_s(self) -> float:
@@ -96,7 +97,7 @@ class TimeLine:
         if not number:
             return "No attempt was begun yet."
         between = f", {duration(self.waited_s)} between them" if number > 1 else ""
-        saves = f"; {len(self.saved):,} checkpoint{'s' if len(self.saved) != 1 else ''} saved"
+        saves = f"; {count(self.saves, 'checkpoint')} saved"
         many = f"{number} attempts" if number > 1 else "One attempt"
         never = f"; {_have(idle, number)} not come to train" if idle else ""
         return f"{many}: {duration(self.trained_s)} of training{between}{saves}{never}."
@@ -125,11 +126,12 @@ def time_line(
     *,
     last_heard: Mapping[int, float],
     begun: Mapping[int, float],
+    saves: int,
     is_running: bool,
 ) -> TimeLine:
-    """From attempts.jsonl, the journal's `saved` events, when each attempt was last heard of, and when it was begun.
+    """From attempts.jsonl, the journal's newest `saved` events, and when each attempt was last heard of.
 
-    `begun` may leave out those with a start line, which is written when the training begins.
+    `begun` may leave out those with a start line, which is written when the training begins; `saves` counts all.
     """
     starts = {line["attempt"]: line for line in lines if line["event"] == "start"}
     ends = {line["attempt"]: line for line in lines if line["event"] == "end"}
@@ -144,7 +146,7 @@ def time_line(
     if found and found[-1].number not in ends and is_running:
         cause = "training" if found[-1].trained else "starting"
         found[-1] = replace(found[-1], is_open=True, cause=cause)
-    return TimeLine(found, [float(event["time"]) for event in saved])
+    return TimeLine(found, [float(event["time"]) for event in saved], saves)
 
 
 def _attempt(

@@ -93,16 +93,6 @@ def read(run: RunFolder) -> Facts:
     # what the evidence could not read is no configuration: too large, or aliases that grow beyond any memory
     is_yaml = bool(evidence and evidence.config)
     text = taken.take("config.yaml", lambda: run.config_path.read_text() if is_yaml else "", "")
-    heard = taken.take("heartbeat", lambda: _last_heard(journal, evidence), dict[int, float]())
-    lines = evidence.lines if evidence else []
-    events = journal.events
-    begun = taken.take("fence", lambda: begun_at(run.path / "fence", lines), dict[int, float]())
-    runs = explanation is not None and explanation.state in ("running", "starting")
-    times = taken.take(
-        "attempts.jsonl",
-        lambda: time_line(lines, events.get("saved", []), last_heard=heard, begun=begun, is_running=runs),
-        TimeLine(),
-    )
     pictures, more = _pictures(taken, run.path / FOLDER)
     facts = Facts(
         name=run.path.name,
@@ -111,10 +101,10 @@ def read(run: RunFolder) -> Facts:
         evidence=evidence,
         journal=journal,
         results=taken.take("status.json", lambda: _results(evidence, journal), dict[str, float]()),
-        time_line=times,
+        time_line=_time_line(taken, run, journal, evidence, explanation),
         phases=taken.take("profile/phases.json", lambda: ranks.read_phases(run.path), None),
         step_times=taken.take("step times", lambda: ranks.step_times(journal.curves), None),
-        stragglers=[redact(one_line(said)) for said in ranks.stragglers(events.get("straggler", []))],
+        stragglers=[redact(one_line(said)) for said in ranks.stragglers(journal.events.get("straggler", []))],
         last_words=taken.take("heartbeat", lambda: _last_words(evidence, explanation), list[str]()),
         checkpoints=taken.take("checkpoints", lambda: _checkpoints(run), Checkpoints()),
         settings=taken.take("config.yaml", lambda: parameters(text), dict[str, str]()),
@@ -145,6 +135,30 @@ class _Taken:
                 said = (str(error) or type(error).__name__).splitlines()[0]
                 self.problems.append(f"{name} cannot be read: {said[:160]}")
             return otherwise
+
+
+def _time_line(
+    taken: _Taken,
+    run: RunFolder,
+    journal: Journal,
+    evidence: Evidence | None,
+    explanation: Explanation | None,
+) -> TimeLine:
+    lines = evidence.lines if evidence else []
+    heard = taken.take("heartbeat", lambda: _last_heard(journal, evidence), dict[int, float]())
+    begun = taken.take("fence", lambda: begun_at(run.path / "fence", lines), dict[int, float]())
+    return taken.take(
+        "attempts.jsonl",
+        lambda: time_line(
+            lines,
+            journal.events.get("saved", []),
+            last_heard=heard,
+            begun=begun,
+            saves=journal.counts["saved"],
+            is_running=explanation is not None and explanation.state in ("running", "starting"),
+        ),
+        TimeLine(),
+    )
 
 
 def _last_heard(journal: Journal, evidence: Evidence | None) -> dict[int, float]:

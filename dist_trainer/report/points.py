@@ -61,7 +61,8 @@ class Journal:
     """What rank 0's journal holds: curves by metric, events by kind, and what is to be said of the reading."""
 
     curves: dict[str, Curve] = field(default_factory=dict)
-    events: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    events: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)  # of a kind the newest
+    counts: Counter[str] = field(default_factory=Counter)  # of all events by kind
     rewound: int = 0  # logged steps that a resume took back: it went on from a checkpoint before them
     lines: int = 0
     last_heard: dict[int, float] = field(default_factory=dict)  # by attempt: the time of its last line
@@ -82,6 +83,7 @@ def read(path: Path) -> Journal:
         elif record["kind"] in _KEPT_KINDS:
             if record["kind"] == "started" and is_count(record.get("first_step")):
                 points.rewind(record["first_step"])
+            found.counts[record["kind"]] += 1
             _keep(found.events.setdefault(record["kind"], []), record)
     found.problems += _torn(path, found.lines)
     if points.is_full:

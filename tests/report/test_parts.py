@@ -36,7 +36,9 @@ def test_attempts_have_causes_and_the_time_in_between() -> None:
         },
         {"event": "start", "attempt": 4, "time": 600.0, "first_step": 40, "world_size": 4},
     ]
-    line = time_line(lines, [{"time": 150.0}], last_heard={2: 450.0, 4: 620.0}, begun={}, is_running=True)
+    line = time_line(
+        lines, [{"time": 150.0}], last_heard={2: 450.0, 4: 620.0}, begun={}, saves=1, is_running=True
+    )
     assert [each.kind for each in line.attempts] == ["asked", "bad", "bad", "open"]
     assert [each.cause for each in line.attempts] == [
         "preempted",
@@ -58,19 +60,20 @@ def test_an_attempt_that_was_lost_lasted_until_it_was_last_heard_of_and_not_unti
         {"event": "start", "attempt": 2, "time": 9001.0, "first_step": 0, "world_size": 2},
         {"event": "end", "attempt": 2, "time": 9500.0, **lost},
     ]
-    line = time_line(lines, [], last_heard={1: 160.0}, begun={}, is_running=True)
+    line = time_line(lines, [], last_heard={1: 160.0}, begun={}, saves=1, is_running=True)
     first, second = line.attempts
     assert (first.lasted_s, first.end, first.cause) == (60.0, None, "node failure")
     assert (second.waited_s, second.lasted_s) == (8841.0, 0.0) and not second.is_open
     assert line.trained_s == 60.0 and first.kind == "bad"
     lines[1]["cause"] = "cancelled"
-    cancelled = time_line(lines, [], last_heard={}, begun={}, is_running=False).attempts[0]
+    cancelled = time_line(lines, [], last_heard={}, begun={}, saves=1, is_running=False).attempts[0]
     assert cancelled.kind == "asked", "by somebody's scancel"
 
 
 def test_a_run_that_never_began_has_a_sentence_too() -> None:
     assert (
-        time_line([], [], last_heard={}, begun={}, is_running=False).sentence == "No attempt was begun yet."
+        time_line([], [], last_heard={}, begun={}, saves=1, is_running=False).sentence
+        == "No attempt was begun yet."
     )
 
 
@@ -101,7 +104,7 @@ def test_attempts_that_failed_before_their_first_step_are_shown_and_are_no_time_
 
 
 def test_an_attempt_that_only_starts_is_open() -> None:
-    line = time_line([], [], last_heard={}, begun={1: 100.0}, is_running=True)
+    line = time_line([], [], last_heard={}, begun={1: 100.0}, saves=0, is_running=True)
     assert [(each.cause, each.kind) for each in line.attempts] == [("starting", "open")]
     assert line.sentence == "One attempt: 0 s of training; 0 checkpoints saved; it has not come to train."
 

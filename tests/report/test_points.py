@@ -37,6 +37,13 @@ def test_what_a_resume_took_back_is_not_shown_before_it_is_done_again(tmp_path: 
     assert journal.curves["train/loss"].steps.tolist() == [10, 20] and "val/loss" not in journal.curves
 
 
+def test_all_events_are_counted_where_only_the_newest_are_kept(tmp_path: Path) -> None:
+    line = {"kind": "saved", "time": 1.0, "attempt": 1, "step": 1}
+    (tmp_path / "rank-0.jsonl").write_text((json.dumps(line) + "\n") * 4500)
+    journal = read(tmp_path / "rank-0.jsonl")
+    assert journal.counts["saved"] == 4500 and len(journal.events["saved"]) < 4000
+
+
 def test_a_million_steps_become_few_points_and_no_peak_is_lost() -> None:
     steps = np.arange(1_000_000)
     values = np.sin(steps / 1e5)
