@@ -19,6 +19,7 @@ from dist_trainer.report.points import can_be_drawn
 from dist_trainer.report.settings import Difference, differences
 
 _MOST_ATTEMPTS = 50
+_SHOWN_RESULTS = 8  # in large letters; the others are below
 _FIRST_RESULTS = ("test/accuracy", "test/loss", "val/accuracy", "val/loss")
 _FOLDER = Path(__file__).parent
 
@@ -49,6 +50,7 @@ def render(page: Page) -> str:
             made=time.strftime("%Y-%m-%d %H:%M"),
             differences=_differing(page.runs),
             results=_results(page.runs),
+            shown=_SHOWN_RESULTS,
             numbers=[_numbers(figure, names) for figure, _ in page.curves],
         )
     )
@@ -91,7 +93,7 @@ def _clock(moment: float) -> str:
 def _headline(results: Mapping[str, float]) -> list[tuple[str, float]]:
     """Those of the test first, then those of the validation, then all others."""
     first = [name for name in _FIRST_RESULTS if name in results]
-    return [(name, results[name]) for name in [*first, *sorted(results.keys() - set(first))]][:8]
+    return [(name, results[name]) for name in [*first, *sorted(results.keys() - set(first))]]
 
 
 def _newest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:

@@ -242,6 +242,17 @@ def test_what_is_no_letter_of_any_alphabet_stops_no_page(tmp_path: Path) -> None
     assert {"no name", "a b c"} <= set(re.findall("<h3>(.*?)</h3>", page.read_text(encoding="utf-8")))
 
 
+def test_no_final_metric_is_left_out(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, name) for name in ("one", "two")]
+    for run in runs:
+        run.write_status(Status("finished", step=200, results={f"test/m{n:02}": n + 0.5 for n in range(12)}))
+    alone = " ".join(written(runs[0])[1].words.split())
+    assert "Also test/m08 8.5, test/m09 9.5, test/m10 10.5, test/m11 11.5." in alone
+    found = [facts.read(run) for run in runs]
+    page = Page(render(MadePage(found, [], 0, [None, None], [[], []])))
+    assert all(re.search(rf"test/m{n:02}\s*{n}.5\s*{n}.5\s", page.words) for n in range(12))
+
+
 def test_the_best_checkpoint_is_that_of_all_and_how_many_there_are_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
