@@ -47,7 +47,7 @@ def render(page: Page) -> str:
             title=names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}",
             several=len(names) > 1,
             style=Markup(style),
-            made=time.strftime("%Y-%m-%d %H:%M"),
+            made=time.strftime("%Y-%m-%d %H:%M %Z"),
             differences=_differing(page.runs),
             results=_results(page.runs),
             shown=_SHOWN_RESULTS,
@@ -87,7 +87,7 @@ def _percent(share: float | None) -> str:
 
 
 def _clock(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else "not known"
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(moment)) if moment else "not known"
 
 
 def _headline(results: Mapping[str, float]) -> list[tuple[str, float]]:

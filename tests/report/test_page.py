@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dist_trainer.report.page import render
 from dist_trainer.report.place import default_folder
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.journal import Journal
-from tests.report.runs import end, finished, make_run, predicted, resumed, start, train
+from tests.report.runs import NOW, end, finished, make_run, predicted, resumed, start, train
 from tests.report.test_predictions import CLASSES
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac$ ${env:HOME} {{ 7191 * 7193 }}"
@@ -91,8 +92,13 @@ def test_every_section_is_there_and_the_document_is_well_formed(text_of_three: s
         "3 of 5 right, 60.0%.",
         "dist-trainer report two --predict test",
         "The phases of a step were not measured",
+        time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(NOW - 100)),
     ):
         assert words in " ".join(page.words.split()), words
+    zone = re.escape(time.strftime("%Z"))
+    assert re.search(rf"Report of [\d-]+ [\d:]+ {zone}\s", page.words), (
+        "a page is read elsewhere than it was made"
+    )
 
 
 def test_the_page_needs_nothing_runs_nothing_and_shows_no_secret(text_of_three: str) -> None:
