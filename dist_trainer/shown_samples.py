@@ -27,13 +27,15 @@ def as_classes(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]] | 
     if truth.dtype.kind in "iub" and scores is not None and scores.ndim == 2 and scores.shape[1] > 1:
         return _whole(scores.argmax(axis=1)), _whole(truth)
     if scores is not None and scores.size == len(truth) and set(np.unique(truth)) <= {0, 1}:
-        return _whole(scores.reshape(-1) > threshold(scores)), _whole(truth)
+        said = scores.reshape(-1) > threshold(scores)
+        return np.where(np.isnan(scores.reshape(-1)), -1, _whole(said)), _whole(truth)
     return None
 
 
 def threshold(scores: NDArray[Any]) -> float:
-    """Above which one number means the second class: 0.5 of probabilities, 0 of logits."""
-    return 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
+    """Above which one number means the second class: 0.5 of probabilities, 0 of logits; NaN is neither."""
+    numbers = scores[~np.isnan(scores)]
+    return 0.5 if (numbers >= 0).all() and (numbers <= 1).all() else 0.0
 
 
 def _whole(values: NDArray[Any]) -> NDArray[np.int64]:

@@ -45,6 +45,15 @@ def test_two_classes_may_be_told_by_one_probability_or_logit(scores: Any) -> Non
     assert said is not None and said[0].tolist() == [1, 0, 1] and said[1].tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize(("scores", "said"), [([0.2, 0.9], [0, 1]), ([-3.0, 0.2], [0, 1])])
+def test_a_score_that_is_no_number_is_no_class_and_leaves_the_others_theirs(
+    scores: list[float], said: list[int]
+) -> None:
+    arrays = {"truth": np.array([0, 1, 0]), "prediction": np.array([*scores, np.nan])}
+    found = as_classes(arrays)
+    assert found is not None and found[0].tolist() == [*said, -1]
+
+
 def test_rows_without_a_class_are_left_out(tmp_path: Path) -> None:
     arrays = {**CLASSES, "truth": np.array([0, -100, 2, 2, 0])}
     confusion = read(predicted(make_run(tmp_path), arrays)).confusion
