@@ -242,6 +242,29 @@ def journal(run: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.journal_path(0).read_text().splitlines()]
 
 
+def test_two_at_once_write_into_files_of_their_own(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output = tmp_path / "predictions-test.npz"
+    written: list[str | None] = []
+
+    def infer_with_another(run: RunFolder, request: Request, *rest: Any) -> Any:
+        written.append(request.output)
+        if len(written) == 1:
+            predict_again()
+        Path(str(request.output)).write_text(str(len(written)))
+        return {"results": {}}
+
+    def predict_again() -> None:
+        given: dict[str, Any] = {"split": "test", "checkpoint": "last", "workers": 1, "as_json": False}
+        assert infer.predict_to_show(run, output, **given) == 0
+
+    monkeypatch.setattr(infer, "_infer", infer_with_another)
+    predict_again()
+    assert len(set(written)) == 2 and all(str(name).endswith(".npz") for name in written)
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
 def test_predictions_to_show_have_the_truth_and_the_worst_samples(run: RunFolder, tmp_path: Path) -> None:
     output = tmp_path / "shown.npz"
     ask(run, tmp_path / "scratch", 2, output=str(output), samples=6)
