@@ -91,10 +91,11 @@ def _first_array(sample: Any) -> NDArray[Any] | None:
 
 
 def class_names(dataset: Any) -> list[str] | None:
-    """What the data set, or the one that it is a part of, calls its classes: `classes`."""
+    """What the data set, or the one that it is a part of, calls its classes, in the order of the model's outputs:
+    `classes`. None where it names none."""
     while dataset is not None:
         names = getattr(dataset, "classes", None)
-        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            return list(names)
+        if isinstance(names, (list, tuple)):
+            return [str(name) for name in names]
         dataset = getattr(dataset, "dataset", None)
     return None

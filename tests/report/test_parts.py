@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_trainer.report import facts, points
+from dist_trainer.report import facts, points, ranks
 from dist_trainer.report.attempts import time_line
 from dist_trainer.report.drawing import KINDS, LINES, draw_figure, draw_scatter, draw_series
 from dist_trainer.report.figures import Figure, Line, figures, show_number
@@ -16,6 +16,7 @@ from dist_trainer.report.ranks import read_phases, step_times
 from dist_trainer.report.settings import differences
 from dist_trainer.tracking.journal import Journal
 from dist_trainer.tracking.parameters import parameters
+from dist_trainer.training.phases import PHASES
 from tests.report.runs import NOW, add_phases, end, finished, make_run, resumed, start, train
 
 
@@ -124,6 +125,10 @@ def test_phases_have_shares_and_the_slowest_of_three_ranks(tmp_path: Path) -> No
     )
     assert (forward.slowest_rank, forward.share) == (1, pytest.approx(2 / 21))
     assert phases.whole.slowest_ms == pytest.approx(42)
+
+
+def test_the_phases_are_those_that_a_run_measures() -> None:
+    assert ranks.PHASES == PHASES, "a copy: the module that measures imports torch, which no page needs"
 
 
 def test_the_slowest_rank_is_compared_with_the_median_over_the_whole_run(tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_inputs_and_class_names_are_taken_from_any_data_set() -> None:
 
     assert class_names(Part()) == ["ant", "bee"] and class_names([]) is None
     assert class_names(type("Odd", (), {"classes": 3})()) is None
+    many = class_names(type("Many", (), {"classes": tuple(range(21_000))})())
+    assert many is not None and len(many) == 21_000 and many[-1] == "20999"
     pairs = [(np.full((2, 2), row), row) for row in range(5)]
     found = inputs_of(pairs, np.array([3, 1]))
     assert found is not None and found[:, 0, 0].tolist() == [3, 1]
