@@ -27,15 +27,7 @@ from dist_trainer.config.targets import build
 from dist_trainer.errors import ConfigError, CorruptCheckpoint, DataError, UsageError
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.shown_samples import (
-    ABOUT,
-    SAMPLE_INPUT,
-    SAMPLE_ROW,
-    TRUTH,
-    class_names,
-    inputs_of,
-    rows_to_show,
-)
+from dist_trainer.shown_samples import ABOUT, SAMPLE_INPUT, SAMPLE_ROW, TRUTH, with_samples
 from dist_trainer.training.evaluation import evaluate, joined, predict
 from dist_trainer.training.loader import EvalLoader
 from dist_trainer.training.memory_format import to_channels_last
@@ -197,12 +189,8 @@ def _write(
     if config.data.bad_rows == "raise" and not np.array_equal(rows, np.arange(len(dataset))):
         raise DataError(f"the prediction has {len(rows)} rows of {len(dataset)}")
     if request.samples:
-        shown = rows[rows_to_show(arrays, request.samples)]
-        inputs = inputs_of(dataset, shown)
         about = {"step": checkpoint.step, "checkpoint": checkpoint.name, "split": request.split}
-        about |= {"classes": class_names(dataset)}
-        arrays = {**arrays, ABOUT: np.array(json.dumps(about)), SAMPLE_ROW: shown}
-        arrays |= {} if inputs is None else {SAMPLE_INPUT: inputs}
+        arrays = with_samples(arrays, dataset, about, most=request.samples)
     write_predictions(Path(request.output), arrays)
     return {"rows": float(len(rows))}
 

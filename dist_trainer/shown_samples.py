@@ -4,6 +4,7 @@ A file of predictions that is made to be shown holds, beside what `predict` writ
 samples (`sample_row`, `sample_input`) and `about`: a JSON text with step, checkpoint, split and class names.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,17 @@ from numpy.typing import NDArray
 TRUTH, ABOUT, SAMPLE_ROW, SAMPLE_INPUT = "truth", "about", "sample_row", "sample_input"
 _MOST_BYTES = 16 << 20  # of one sample's input
 Arrays = Mapping[str, NDArray[Any]]
+
+
+def with_samples(
+    arrays: Arrays, dataset: Any, about: Mapping[str, Any], *, most: int
+) -> dict[str, NDArray[Any]]:
+    """The arrays of all rows, with what a page shows beside them: `most` samples, and `about` with class names."""
+    shown = arrays["row"][rows_to_show(arrays, most)]
+    inputs = inputs_of(dataset, shown)
+    said = json.dumps({**about, "classes": class_names(dataset)})
+    found = {**arrays, ABOUT: np.array(said), SAMPLE_ROW: shown}
+    return found if inputs is None else {**found, SAMPLE_INPUT: inputs}
 
 
 def as_classes(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
