@@ -1,9 +1,9 @@
 """The page itself: page.html filled in. Whatever comes from a run is text: jinja2 escapes all of it."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def render(page: Page) -> str:
             title=names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}",
             several=len(names) > 1,
             style=Markup(style),
-            made=time.strftime("%Y-%m-%d %H:%M %Z"),
+            made=f"{datetime.now(_zone()):%Y-%m-%d %H:%M %Z}",
+            zone=f"{datetime.now(_zone()):%Z}",
             differences=_differing(page.runs),
             results=_results(page.runs),
             shown=_SHOWN_RESULTS,
@@ -87,7 +88,12 @@ def _percent(share: float | None) -> str:
 
 
 def _clock(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(moment)) if moment else "not known"
+    # by the offset of now, also of a moment in another season: one zone is named for all
+    return f"{datetime.fromtimestamp(moment, _zone()):%Y-%m-%d %H:%M:%S}" if moment else "not known"
+
+
+def _zone() -> tzinfo | None:
+    return datetime.now().astimezone().tzinfo
 
 
 def _headline(results: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -17,7 +17,7 @@ from dist_trainer.tracking.journal import iterate_journal
 Numbers = NDArray[np.float64]
 _MOST_METRICS = 200
 _MOST_EVENTS = 2000  # of one kind; of more the newest
-_LONGEST_NAME = 80
+_LONGEST_NAME = 200  # two that are cut to the same would be one
 _BUCKETS = 300
 _LARGEST_DRAWN = 1e150
 _KEPT_KINDS = ("saved", "started", "alarm", "straggler", "skipped", "bad_rows", "resized", "changed")
