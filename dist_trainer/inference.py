@@ -6,7 +6,7 @@ The launcher writes request.json into a scratch run folder, starts workers on th
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,8 @@ from dist_trainer.config.targets import build
 from dist_trainer.errors import ConfigError, CorruptCheckpoint, DataError, UsageError
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.shown_samples import (
-    ABOUT,
-    SAMPLE_INPUT,
-    SAMPLE_ROW,
-    TRUTH,
-    class_names,
-    inputs_of,
-    rows_to_show,
-)
-from dist_trainer.training.evaluation import evaluate, predict
+from dist_trainer.shown_samples import ABOUT, SAMPLE_INPUT, SAMPLE_ROW, TRUTH, with_samples
+from dist_trainer.training.evaluation import evaluate, joined, predict
 from dist_trainer.training.loader import EvalLoader
 from dist_trainer.training.memory_format import to_channels_last
 from dist_trainer.training.metrics import as_metrics
@@ -45,6 +37,7 @@ from dist_trainer.training.task import Task, move_held
 from dist_trainer.worker import build_datasets, build_model, build_task
 
 _TAKEN = {"row", "file", "allow_pickle"}  # our own array, and the arguments of numpy.savez
+_TAKEN_TO_SHOW = {TRUTH, ABOUT, SAMPLE_ROW, SAMPLE_INPUT}  # our own in a file that a page is made of
 
 
 def main(scratch_folder: str) -> None:
@@ -158,13 +151,14 @@ def _predict(
     targets: bool,
 ) -> dict[str, NDArray[Any]]:
     """Each rank writes its rows into the scratch folder; rank 0 puts all into the data set's order. Collective."""
-    autocast, name = _autocast(config, group), TRUTH if targets else None
-    indices, arrays = predict(model, task, loader, group.device, autocast=autocast, target_name=name)
-    if taken := sorted(_TAKEN & arrays.keys()):
+    autocast = _autocast(config, group)
+    indices, arrays, truth = predict(model, task, loader, group.device, autocast=autocast, targets=targets)
+    if taken := sorted((_TAKEN | (_TAKEN_TO_SHOW if targets else set())) & arrays.keys()):
         raise ConfigError(
             f"task.target {config.task.target}: its prediction has the name {', '.join(taken)}, which a file of "
             "predictions needs itself; give it another name in Task.prediction"
         )
+    arrays |= {} if truth is None else {TRUTH: truth}
     np.savez(scratch / f"part-{group.rank}.npz", allow_pickle=False, **arrays, row=indices)
     group.barrier()
     if not group.is_rank_zero:
@@ -172,7 +166,16 @@ def _predict(
     parts = [
         dict(np.load(scratch / f"part-{rank}.npz", allow_pickle=False)) for rank in range(group.world_size)
     ]
+    return _merged(parts, targets=targets)
+
+
+def _merged(parts: Sequence[dict[str, NDArray[Any]]], *, targets: bool) -> dict[str, NDArray[Any]]:
+    """All ranks' rows in the data set's order; with the targets where every rank that has rows has them alike."""
+    of_ranks = [part.pop(TRUTH, None) if targets else None for part in parts]
     merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    truth = joined([each for each, part in zip(of_ranks, parts, strict=True) if len(part["row"])])
+    if truth is not None:
+        merged[TRUTH] = truth
     order = np.argsort(merged["row"], kind="stable")
     return {name: values[order] for name, values in merged.items()}
 
@@ -186,12 +189,8 @@ def _write(
     if config.data.bad_rows == "raise" and not np.array_equal(rows, np.arange(len(dataset))):
         raise DataError(f"the prediction has {len(rows)} rows of {len(dataset)}")
     if request.samples:
-        shown = rows[rows_to_show(arrays, request.samples)]
-        inputs = inputs_of(dataset, shown)
         about = {"step": checkpoint.step, "checkpoint": checkpoint.name, "split": request.split}
-        about |= {"classes": class_names(dataset)}
-        arrays = {**arrays, ABOUT: np.array(json.dumps(about)), SAMPLE_ROW: shown}
-        arrays |= {} if inputs is None else {SAMPLE_INPUT: inputs}
+        arrays = with_samples(arrays, dataset, about, most=request.samples)
     write_predictions(Path(request.output), arrays)
     return {"rows": float(len(rows))}
 

@@ -4,6 +4,7 @@ A file of predictions that is made to be shown holds, beside what `predict` writ
 samples (`sample_row`, `sample_input`) and `about`: a JSON text with step, checkpoint, split and class names.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,18 @@ from numpy.typing import NDArray
 
 TRUTH, ABOUT, SAMPLE_ROW, SAMPLE_INPUT = "truth", "about", "sample_row", "sample_input"
 _MOST_BYTES = 16 << 20  # of one sample's input
-_MOST_CLASSES = 1000
 Arrays = Mapping[str, NDArray[Any]]
+
+
+def with_samples(
+    arrays: Arrays, dataset: Any, about: Mapping[str, Any], *, most: int
+) -> dict[str, NDArray[Any]]:
+    """The arrays of all rows, with what a page shows beside them: `most` samples, and `about` with class names."""
+    shown = arrays["row"][rows_to_show(arrays, most)]
+    inputs = inputs_of(dataset, shown)
+    said = json.dumps({**about, "classes": class_names(dataset)})
+    found = {**arrays, ABOUT: np.array(said), SAMPLE_ROW: shown}
+    return found if inputs is None else {**found, SAMPLE_INPUT: inputs}
 
 
 def as_classes(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -28,18 +39,19 @@ def as_classes(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]] | 
     if truth.dtype.kind in "iub" and scores is not None and scores.ndim == 2 and scores.shape[1] > 1:
         return _whole(scores.argmax(axis=1)), _whole(truth)
     if scores is not None and scores.size == len(truth) and set(np.unique(truth)) <= {0, 1}:
-        return _whole(scores.reshape(-1) > threshold(scores)), _whole(truth)
+        said = scores.reshape(-1) > threshold(scores)
+        return np.where(np.isnan(scores.reshape(-1)), -1, _whole(said)), _whole(truth)
     return None
 
 
 def threshold(scores: NDArray[Any]) -> float:
-    """Above which one number means the second class: 0.5 of probabilities, 0 of logits."""
-    return 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
+    """Above which one number means the second class: 0.5 of probabilities, 0 of logits; NaN is neither."""
+    numbers = scores[~np.isnan(scores)]
+    return 0.5 if (numbers >= 0).all() and (numbers <= 1).all() else 0.0
 
 
 def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
-    numbers = values.astype(np.int64)
-    return np.where((numbers >= 0) & (numbers < _MOST_CLASSES), numbers, -1)
+    return np.maximum(values.astype(np.int64), -1)
 
 
 def rows_to_show(arrays: Arrays, most: int) -> NDArray[np.int64]:
@@ -51,7 +63,7 @@ def rows_to_show(arrays: Arrays, most: int) -> NDArray[np.int64]:
     said, truth = classes
     wrong = np.flatnonzero((said != truth) & (truth >= 0))
     surest = wrong[np.argsort(-sureness(arrays)[wrong], kind="stable")]
-    right = np.flatnonzero(said == truth)
+    right = np.flatnonzero((said == truth) & (truth >= 0))
     return np.concatenate([surest[: most - most // 4], right])[:most]
 
 
@@ -91,10 +103,11 @@ def _first_array(sample: Any) -> NDArray[Any] | None:
 
 
 def class_names(dataset: Any) -> list[str] | None:
-    """What the data set, or the one that it is a part of, calls its classes: `classes`."""
+    """What the data set, or the one that it is a part of, calls its classes, in the order of the model's outputs:
+    `classes`. None where it names none."""
     while dataset is not None:
         names = getattr(dataset, "classes", None)
-        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            return list(names)[:_MOST_CLASSES]
+        if isinstance(names, (list, tuple)):
+            return [str(name) for name in names]
         dataset = getattr(dataset, "dataset", None)
     return None

@@ -12,7 +12,7 @@ import torch
 from dist_trainer.checkpoint.choose import choose, open_store
 from dist_trainer.config.load import dump_config, load_config
 from dist_trainer.errors import UsageError
-from dist_trainer.inference import main, make_loader, write_predictions
+from dist_trainer.inference import _merged, main, make_loader, write_predictions
 from dist_trainer.inference_request import RESULT, Request
 from dist_trainer.launchers import infer
 from dist_trainer.run_folder import RunFolder
@@ -187,6 +187,30 @@ def test_what_the_task_holds_is_moved_to_the_device() -> None:
     assert task.loss_function.weight.is_meta
 
 
+@pytest.mark.parametrize(
+    ("truths", "shown"),
+    [
+        ([np.array([0, 2]), np.array([1])], [0, 1, 2]),
+        ([np.array([0, 2]), None], None),
+        ([np.zeros((2, 3)), np.zeros((1, 4))], None),
+    ],
+)
+def test_targets_are_kept_where_all_ranks_have_them_alike(truths: list[Any], shown: list[int] | None) -> None:
+    rows = [np.array([0, 2]), np.array([1]), np.empty(0, np.int64)]
+    alone = [{} if truth is None else {"truth": truth} for truth in truths]
+    parts = [{"row": row, **given} for row, given in zip(rows, [*alone, {}], strict=True)]
+    merged = _merged(parts, targets=True)
+    assert merged["row"].tolist() == [0, 1, 2]
+    assert (merged["truth"].tolist() if "truth" in merged else None) == shown
+
+
+class NamesTruth(Supervised):
+    """A name that only a file to be shown needs."""
+
+    def prediction(self, output: Any) -> dict[str, Any]:
+        return {"truth": output}
+
+
 class NamesARow(Supervised):
     """Predictions under a name that the file needs itself."""
 
@@ -194,25 +218,51 @@ class NamesARow(Supervised):
         return {"row": output, "other": output}
 
 
+@pytest.mark.parametrize("name", ["NamesARow", "NamesTruth"])
 def test_a_prediction_under_a_name_that_the_file_needs_is_refused(
-    run: RunFolder, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    name: str, run: RunFolder, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     text = run.config_path.read_text()
-    own = load_config([run.config_path], ["task.target=tests.test_inference.NamesARow"]).config
+    own = load_config([run.config_path], [f"task.target=tests.test_inference.{name}"]).config
     run.config_path.write_text(dump_config(own))
+    ask_for = infer.predict if name == "NamesARow" else infer.predict_to_show
     try:
-        code = infer.predict(
+        code = ask_for(
             run, output=tmp_path / "p.npz", split="test", checkpoint="last", workers=1, as_json=False
         )
     finally:
         run.config_path.write_text(text)
     assert code == 2
-    assert "NamesARow: its prediction has the name row, which" in capsys.readouterr().err
-    assert not (tmp_path / "p.npz").exists()
+    taken = "row" if name == "NamesARow" else "truth"
+    assert f"{name}: its prediction has the name {taken}, which" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def journal(run: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.journal_path(0).read_text().splitlines()]
+
+
+def test_two_at_once_write_into_files_of_their_own(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output = tmp_path / "predictions-test.npz"
+    written: list[str | None] = []
+
+    def infer_with_another(run: RunFolder, request: Request, *rest: Any) -> Any:
+        written.append(request.output)
+        if len(written) == 1:
+            predict_again()
+        Path(str(request.output)).write_text(str(len(written)))
+        return {"results": {}}
+
+    def predict_again() -> None:
+        given: dict[str, Any] = {"split": "test", "checkpoint": "last", "workers": 1, "as_json": False}
+        assert infer.predict_to_show(run, output, **given) == 0
+
+    monkeypatch.setattr(infer, "_infer", infer_with_another)
+    predict_again()
+    assert len(set(written)) == 2 and all(str(name).endswith(".npz") for name in written)
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
 def test_predictions_to_show_have_the_truth_and_the_worst_samples(run: RunFolder, tmp_path: Path) -> None:

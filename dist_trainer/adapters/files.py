@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dist_trainer.adapters.local_folder import LocalFolder, sync_folder
-from dist_trainer.errors import StorageError, UsageError
+from dist_trainer.errors import DataError, StorageError, UsageError
 
 
 def open_private(path: Path, flags: int) -> int:
@@ -26,6 +26,26 @@ def open_private(path: Path, flags: int) -> int:
         if error.errno == errno.ELOOP:
             raise UsageError(linked(path)) from error
         raise
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A plain file to read. DataError where a link, a pipe or a device is: what it leads to is nobody's business."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            refuse_link(path)
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(f"{path.name} is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
+def refuse_link(path: Path) -> None:
+    """DataError where this is a symbolic link: what it leads to is not of the run."""
+    if path.is_symlink():
+        raise DataError(f"{path.name} is a symbolic link, and none is followed there")
 
 
 def open_log(path: Path) -> BinaryIO:

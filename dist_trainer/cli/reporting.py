@@ -54,10 +54,11 @@ def report(
     if predict is not None and predict not in _SPLITS:
         raise UsageError(f"--predict must be one of {', '.join(_SPLITS)}, got {predict!r}")
     found = [find_remains(name, runs) for name in run]
-    from dist_trainer.report import make
+    from dist_trainer.report import make, place
 
     make.check(found)
-    folder = output.absolute() if output else make.default_folder(found)
+    folder = output.absolute() if output else place.default_folder(found)
+    place.check_place([folder / place.PAGE])  # before predictions are made for it
     for each in found if predict is not None else ():
         exit_with(_predict(each, predict, checkpoint, workers, as_json=as_json))
     written = make.make(found, folder)

@@ -21,6 +21,7 @@ from dist_trainer.export.example import Call, source_of
 from dist_trainer.export.request import Request
 from dist_trainer.export.shapes import described_inputs, described_outputs
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.shown_samples import class_names
 
 FORMAT = 1
 
@@ -47,12 +48,6 @@ def make_card(
         "preprocessing": preprocessing(datasets[split]),
         "data": {"split": split, **_shown(getattr(config.data, split) or config.data.train)},
     }
-
-
-def class_names(dataset: Any) -> list[str] | None:
-    """The data set's `classes`, in the order of the model's outputs; None where it names none."""
-    names = getattr(_whole(dataset), "classes", None)
-    return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
 
 
 def preprocessing(dataset: Any) -> Any:

@@ -1,6 +1,7 @@
 """The `evaluate` and `predict` commands below the command line: workers on a scratch folder beside the run."""
 
 import json
+import secrets
 import shutil
 import sys
 import tempfile
@@ -63,7 +64,8 @@ def predict_to_show(
 ) -> int:
     """Write predictions with the truth and `SHOWN` samples, for a page: an .npz of ours. The exit code."""
     make_private_folder(output.parent)
-    partial = new_private_file(output.with_name(f".{output.name}"))
+    # a name of its own: two of these may be at work on one run
+    partial = new_private_file(output.with_name(f".{output.stem}-{secrets.token_hex(4)}.npz"))
     try:
         request = Request(str(run.path), split, checkpoint, str(partial), samples=SHOWN)
         result = _infer(run, request, workers, as_json)

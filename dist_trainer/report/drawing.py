@@ -31,12 +31,14 @@ LINES = (
     "#65a30d",
     "#b91c1c",
 )  # by run, in turn
-KINDS = {"good": "#059669", "asked": "#d97706", "bad": "#dc2626", "open": "#2563eb"}
+# none of them a line's: an SVG's colours become the page's variables by what they are
+KINDS = {"good": "#047857", "asked": "#b45309", "bad": "#dc2626", "open": "#1d4ed8"}
 _INK, _FAINT = "#1c1917", "#d6d3d1"
 _INCHES = (5.3, 3.0)  # 380 points wide: text keeps its size on a phone
 _DOTS_PER_INCH = 160
 _TITLE_INCHES = 0.3
 _MOST_POINTS = 1500
+_WRITER = "dist-trainer report"  # place.py knows our files by it
 # what the page calls each colour
 _VARIABLES = {
     _INK: "--ink",
@@ -102,9 +104,10 @@ def draw_figure(figure: Figure, runs: Sequence[str]) -> Drawn:
 
 def draw_time_line(line: TimeLine) -> Drawn:
     """Attempts as bars over minutes since the first start, one a row, checkpoints as ticks below."""
-    first = min((each.start for each in line.attempts), default=0.0)
-    unit, name = _unit(max((each.seen for each in line.attempts), default=1.0) - first)
-    shown = line.attempts[-12:]
+    known = [each for each in line.attempts if each.start]
+    first = min((each.start for each in known), default=0.0)
+    unit, name = _unit(max((each.seen for each in known), default=1.0) - first)
+    shown = known[-12:]
 
     def draw(axes: "Axes") -> None:
         for row, each in enumerate(shown):
@@ -207,7 +210,9 @@ def _drawn(
         if has_legend and len(handles) <= 16:
             axes.legend(handles, labels, fontsize=8, frameon=False)
         buffer = io.BytesIO()
-        canvas.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
+        canvas.savefig(
+            buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": _WRITER}
+        )
         return Drawn(svg, buffer.getvalue())
 
 

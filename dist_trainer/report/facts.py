@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from dist_trainer.adapters.files import plain_number
 from dist_trainer.checkpoint.choose import open_store
+from dist_trainer.checkpoint.retention import best
 from dist_trainer.config.load import read_section
 from dist_trainer.config.redact import redact
 from dist_trainer.config.schema import CheckpointConfig
@@ -15,7 +16,7 @@ from dist_trainer.diagnose.evidence import UNREADABLE, Evidence, gather
 from dist_trainer.diagnose.explain import Explanation, explain
 from dist_trainer.diagnose.words import one_line
 from dist_trainer.report import given_pictures, points, predictions, ranks
-from dist_trainer.report.attempts import TimeLine, time_line
+from dist_trainer.report.attempts import TimeLine, begun_at, time_line
 from dist_trainer.report.given_pictures import GivenPictures
 from dist_trainer.report.points import Journal
 from dist_trainer.report.predictions import Predictions
@@ -39,6 +40,15 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """Those that are there: how many, the newest of them, and the best by checkpoint.keep_best."""
+
+    total: int = 0
+    newest: Sequence[Saved] = ()
+    best: Saved | None = None
+
+
+@dataclass(frozen=True)
 class Facts:
     """One run. What could not be read is empty, and told in `problems`."""
 
@@ -53,7 +63,7 @@ class Facts:
     step_times: ranks.StepTimes | None
     stragglers: Sequence[str]
     last_words: Sequence[str]  # what each rank was last doing, where that is no end in good order
-    checkpoints: Sequence[Saved]
+    checkpoints: Checkpoints
     settings: Mapping[str, str]  # by dotted key, redacted
     config_yaml: str  # redacted
     code: str
@@ -68,8 +78,9 @@ class Facts:
 
     @property
     def world_size(self) -> int:
-        """Of the newest attempt."""
-        return self.time_line.attempts[-1].world_size if self.time_line.attempts else 1
+        """Of the newest attempt that came to train."""
+        sizes = [each.world_size for each in self.time_line.attempts if each.world_size]
+        return sizes[-1] if sizes else 1
 
 
 def read(run: RunFolder) -> Facts:
@@ -81,15 +92,6 @@ def read(run: RunFolder) -> Facts:
     # what the evidence could not read is no configuration: too large, or aliases that grow beyond any memory
     is_yaml = bool(evidence and evidence.config)
     text = taken.take("config.yaml", lambda: run.config_path.read_text() if is_yaml else "", "")
-    heard = taken.take("heartbeat", lambda: _last_heard(journal, evidence), dict[int, float]())
-    lines = evidence.lines if evidence else []
-    events = journal.events
-    runs = explanation is not None and explanation.state == "running"
-    times = taken.take(
-        "attempts.jsonl",
-        lambda: time_line(lines, events.get("saved", []), last_heard=heard, is_running=runs),
-        TimeLine(),
-    )
     facts = Facts(
         name=run.path.name,
         folder=run.path,
@@ -97,12 +99,12 @@ def read(run: RunFolder) -> Facts:
         evidence=evidence,
         journal=journal,
         results=taken.take("status.json", lambda: _results(evidence, journal), dict[str, float]()),
-        time_line=times,
+        time_line=_time_line(taken, run, journal, evidence, explanation),
         phases=taken.take("profile/phases.json", lambda: ranks.read_phases(run.path), None),
         step_times=taken.take("step times", lambda: ranks.step_times(journal.curves), None),
-        stragglers=[redact(one_line(said)) for said in ranks.stragglers(events.get("straggler", []))],
+        stragglers=[redact(one_line(said)) for said in ranks.stragglers(journal.events.get("straggler", []))],
         last_words=taken.take("heartbeat", lambda: _last_words(evidence, explanation), list[str]()),
-        checkpoints=taken.take("checkpoints", lambda: _checkpoints(run), list[Saved]()),
+        checkpoints=taken.take("checkpoints", lambda: _checkpoints(run), Checkpoints()),
         settings=taken.take("config.yaml", lambda: parameters(text), dict[str, str]()),
         config_yaml=taken.take("config.yaml", lambda: redact_yaml(text), ""),
         code=taken.take("run.json", lambda: _code(evidence), ""),
@@ -132,6 +134,30 @@ class _Taken:
             return otherwise
 
 
+def _time_line(
+    taken: _Taken,
+    run: RunFolder,
+    journal: Journal,
+    evidence: Evidence | None,
+    explanation: Explanation | None,
+) -> TimeLine:
+    lines = evidence.lines if evidence else []
+    heard = taken.take("heartbeat", lambda: _last_heard(journal, evidence), dict[int, float]())
+    begun = taken.take("fence", lambda: begun_at(run.path / "fence", lines), dict[int, float]())
+    return taken.take(
+        "attempts.jsonl",
+        lambda: time_line(
+            lines,
+            journal.events.get("saved", []),
+            last_heard=heard,
+            begun=begun,
+            saves=journal.counts["saved"],
+            is_running=explanation is not None and explanation.state in ("running", "starting"),
+        ),
+        TimeLine(),
+    )
+
+
 def _last_heard(journal: Journal, evidence: Evidence | None) -> dict[int, float]:
     """When each attempt left its last word: an event, or for the newest a beat."""
     heard: dict[int, float] = dict(journal.last_heard)
@@ -157,13 +183,15 @@ def _last_words(evidence: Evidence | None, explanation: Explanation | None) -> l
     return [f"rank {beat.rank}: {one_line(beat.doing, 120)}" for beat in beats]
 
 
-def _checkpoints(run: RunFolder) -> list[Saved]:
+def _checkpoints(run: RunFolder) -> Checkpoints:
     config = read_section(run.config_path, "checkpoint", CheckpointConfig)
     store = open_store(run, config, report=lambda message: None)
     if not store.storage.is_local:  # a store may be away: its names are in the journal
-        return []
+        return Checkpoints()
     found = [checkpoint for checkpoint, damaged in store.committed() if not damaged]
-    return [Saved(each.name, each.step, each.metrics) for each in found[:_MOST_CHECKPOINTS]]
+    top = best(found, config.keep_best) if config.keep_best else None
+    saved = [Saved(each.name, each.step, each.metrics) for each in found[:_MOST_CHECKPOINTS]]
+    return Checkpoints(len(found), saved, Saved(top.name, top.step, top.metrics) if top else None)
 
 
 def _code(evidence: Evidence | None) -> str:
@@ -174,7 +202,7 @@ def _code(evidence: Evidence | None) -> str:
 
 def _predictions(taken: _Taken, folder: Path) -> list[Predictions]:
     found: list[Predictions] = []
-    for path in predictions.files(folder):
+    for path in taken.take(FOLDER, lambda: predictions.files(folder), list[Path]()):
         one = taken.take(f"{FOLDER}/{path.name}", partial(predictions.read, path), None)
         if one is not None:
             found.append(one)
@@ -184,6 +212,8 @@ def _predictions(taken: _Taken, folder: Path) -> list[Predictions]:
 def _pictures(taken: _Taken, folder: Path) -> GivenPictures:
     name = f"{FOLDER}/{given_pictures.FOLDER}"
     paths, more = taken.take(name, lambda: given_pictures.files(folder), ([], 0))
+    if not paths:
+        return GivenPictures([], 0)
     captions = taken.take(
         f"{name}/{given_pictures.CAPTIONS}", lambda: given_pictures.captions(folder), dict[str, str]()
     )

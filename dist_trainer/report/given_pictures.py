@@ -8,11 +8,11 @@ report/pictures/
 import base64
 import json
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_trainer.adapters.files import open_plain, refuse_link
 from dist_trainer.config.redact import redact
 from dist_trainer.diagnose.words import one_line
 from dist_trainer.errors import DataError
@@ -41,7 +41,12 @@ class GivenPictures:
 
 
 def files(folder: Path) -> tuple[list[Path], int]:
-    """Those of a run's report folder by name, and how many more there are than a page shows."""
+    """Those of a run's report folder by name, and how many more there are than a page shows.
+
+    Raises DataError where a folder of these is a link.
+    """
+    for place in (folder, folder / FOLDER):
+        refuse_link(place)
     try:
         found = sorted(Path(entry) for entry in os.scandir(folder / FOLDER) if entry.name.endswith(".png"))
     except FileNotFoundError:
@@ -50,7 +55,7 @@ def files(folder: Path) -> tuple[list[Path], int]:
 
 
 def read(path: Path, captions: Mapping[str, str]) -> GivenPicture:
-    """One of them. Raises DataError where it is no PNG of at most 2 MiB, OSError where it is a link."""
+    """One of them. Raises DataError where it is no PNG of at most 2 MiB, or no plain file."""
     return GivenPicture(redact(one_line(path.name, 80)), captions.get(path.name, ""), _uri(path))
 
 
@@ -62,14 +67,10 @@ def _uri(path: Path) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """What is in a plain file of the folder: what a link or a pipe leads to is none of the page's business."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
-            raise DataError(
-                f"{path.name}: {found.st_size} bytes; a page shows files of at most {_MOST_BYTES}"
-            )
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise DataError(f"{path.name}: {size} bytes; a page shows files of at most {_MOST_BYTES}")
         return file.read(_MOST_BYTES)
 
 

@@ -1,14 +1,14 @@
 """`dist-trainer report`: reads runs, draws, and writes one page with its pictures beside it.
 
 runs/<name>/report/            another folder for several runs, or by --output
-  index.html                   the page; it needs nothing else
+  index.html                   the page; it needs nothing else. It and its pictures carry a mark: see place.py
   loss.png ...                 its curves, a file each
   pictures/                    only in a run's own folder: what others put there, see given_pictures.py
   predictions-test.npz         only in a run's own folder: what --predict wrote, see shown_samples.py
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from dist_trainer.report.drawing import Drawn, draw_figure, draw_scatter, draw_s
 from dist_trainer.report.facts import FOLDER, Facts
 from dist_trainer.report.figures import Figure, figures
 from dist_trainer.report.page import Page, render
+from dist_trainer.report.place import PAGE, check_place
 from dist_trainer.report.predictions import Predictions
 from dist_trainer.run_folder import RunFolder
 
 _MOST_RUNS = 8
-_PAGE = "index.html"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def check(runs: Sequence[RunFolder]) -> None:
 
 
 def make(runs: Sequence[RunFolder], folder: Path) -> Written:
-    """Read the runs and write the page into `folder`."""
+    """Read the runs and write the page into `folder`. UsageError where somebody else's files would be lost."""
     found = [facts.read(run) for run in runs]
     names = [each.name for each in found]
     chosen, left_out = figures([each.journal.curves for each in found])
@@ -74,19 +74,14 @@ def make(runs: Sequence[RunFolder], folder: Path) -> Written:
     lines = [draw_time_line(each.time_line) if each.time_line.attempts else None for each in found]
     plots = [[_plot(one) for one in each.predictions] for each in found]
     page = Page(found, curves, left_out, lines, plots)
+    pictures = _pictures(folder, curves, names, lines, plots)
+    check_place([folder / PAGE, *pictures])
     with writing(folder):
         make_private_folder(folder)
-        pictures = _write_pictures(folder, curves, names, lines, plots)
-        replace_file(folder / _PAGE, render(page).encode())
-    return Written(folder / _PAGE, pictures, found)
-
-
-def default_folder(runs: Sequence[RunFolder]) -> Path:
-    """A run's own report folder; for several, one beside the first run."""
-    if len(runs) == 1:
-        return runs[0].path / FOLDER
-    names = "-".join(run.path.name for run in runs)
-    return runs[0].path.parent / f"report-{names[:120]}"
+        for path, drawn in pictures.items():
+            replace_file(path, drawn.png)
+        replace_file(folder / PAGE, render(page).encode(errors="replace"))
+    return Written(folder / PAGE, list(pictures), found)
 
 
 def predictions_file(run: RunFolder, split: str) -> Path:
@@ -100,28 +95,27 @@ def _plot(one: Predictions) -> Drawn | None:
     return (draw_series if one.kind == "series" else draw_scatter)(one.truth, one.said)
 
 
-def _write_pictures(
+def _pictures(
     folder: Path,
     curves: Sequence[tuple[Figure, Drawn]],
     names: Sequence[str],
     lines: Sequence[Drawn | None],
     plots: Sequence[Sequence[Drawn | None]],
-) -> list[Path]:
+) -> dict[Path, Drawn]:
+    """What lies beside the page, by its file."""
     wanted = [(figure.name, drawn) for figure, drawn in curves]
     several = len(names) > 1
     for name, line, drawn_plots in zip(names, lines, plots, strict=True):
         of = f"-{name}" if several else ""
         wanted += [(f"attempts{of}", line)] if line else []
         wanted += [(f"predictions{of}", plot) for plot in drawn_plots if plot]
-    written: list[Path] = []
+    found: dict[Path, Drawn] = {}
     for name, drawn in wanted:
-        path = _free(folder, name, written)
-        replace_file(path, drawn.png)
-        written.append(path)
-    return written
+        found[_free(folder, name, found)] = drawn
+    return found
 
 
-def _free(folder: Path, name: str, taken: Sequence[Path]) -> Path:
+def _free(folder: Path, name: str, taken: Collection[Path]) -> Path:
     """A file's name of a metric's, whatever is in that."""
     plain = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "curve"
     for number in range(1, len(taken) + 2):

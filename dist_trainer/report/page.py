@@ -1,9 +1,9 @@
 """The page itself: page.html filled in. Whatever comes from a run is text: jinja2 escapes all of it."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from markupsafe import Markup
 from dist_trainer.jobs.table import duration
 from dist_trainer.report.attempts import Attempt
 from dist_trainer.report.drawing import LINES, Drawn
-from dist_trainer.report.facts import Facts, Saved
+from dist_trainer.report.facts import Facts
 from dist_trainer.report.figures import Figure, Line, show_number
 from dist_trainer.report.points import can_be_drawn
 from dist_trainer.report.settings import Difference, differences
 
 _MOST_ATTEMPTS = 50
+_SHOWN_RESULTS = 8  # in large letters; the others are below
 _FIRST_RESULTS = ("test/accuracy", "test/loss", "val/accuracy", "val/loss")
 _FOLDER = Path(__file__).parent
 
@@ -46,9 +47,11 @@ def render(page: Page) -> str:
             title=names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}",
             several=len(names) > 1,
             style=Markup(style),
-            made=time.strftime("%Y-%m-%d %H:%M"),
+            made=f"{datetime.now(_zone()):%Y-%m-%d %H:%M %Z}",
+            zone=f"{datetime.now(_zone()):%Z}",
             differences=_differing(page.runs),
             results=_results(page.runs),
+            shown=_SHOWN_RESULTS,
             numbers=[_numbers(figure, names) for figure, _ in page.curves],
         )
     )
@@ -69,7 +72,6 @@ def _environment() -> Environment:
         "clock": _clock,
         "picture": _picture,
         "headline": _headline,
-        "best": _best,
         "newest": _newest_attempts,
         "color": lambda number: number % len(LINES),
     }
@@ -86,24 +88,18 @@ def _percent(share: float | None) -> str:
 
 
 def _clock(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else "not known"
+    # by the offset of now, also of a moment in another season: one zone is named for all
+    return f"{datetime.fromtimestamp(moment, _zone()):%Y-%m-%d %H:%M:%S}" if moment else "not known"
+
+
+def _zone() -> tzinfo | None:
+    return datetime.now().astimezone().tzinfo
 
 
 def _headline(results: Mapping[str, float]) -> list[tuple[str, float]]:
     """Those of the test first, then those of the validation, then all others."""
     first = [name for name in _FIRST_RESULTS if name in results]
-    return [(name, results[name]) for name in [*first, *sorted(results.keys() - set(first))]][:8]
-
-
-def _best(run: Facts) -> Saved | None:
-    """The best of the checkpoints that are there, by checkpoint.keep_best."""
-    evidence = run.evidence
-    wanted = evidence.setting("checkpoint.keep_best") if evidence else None
-    if not isinstance(wanted, dict):
-        return None
-    metric, sign = str(wanted.get("metric")), -1 if wanted.get("mode") == "max" else 1
-    having = [each for each in run.checkpoints if isinstance(each.metrics.get(metric), int | float)]
-    return min(having, key=lambda each: sign * each.metrics[metric], default=None)
+    return [(name, results[name]) for name in [*first, *sorted(results.keys() - set(first))]]
 
 
 def _newest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:

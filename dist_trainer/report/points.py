@@ -1,6 +1,7 @@
-"""A journal as curves: read line by line, each step once by the attempt that came last, few enough points to draw."""
+"""A journal as curves: read line by line, without what a resume took back, few enough points to draw."""
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_trainer.adapters.records import is_count
+from dist_trainer.diagnose.words import one_line
 from dist_trainer.tracking.journal import iterate_journal
 
 Numbers = NDArray[np.float64]
 _MOST_METRICS = 200
 _MOST_EVENTS = 2000  # of one kind; of more the newest
+_LONGEST_NAME = 200  # two that are cut to the same would be one
 _BUCKETS = 300
 _LARGEST_DRAWN = 1e150
 _KEPT_KINDS = ("saved", "started", "alarm", "straggler", "skipped", "bad_rows", "resized", "changed")
@@ -57,8 +61,9 @@ class Journal:
     """What rank 0's journal holds: curves by metric, events by kind, and what is to be said of the reading."""
 
     curves: dict[str, Curve] = field(default_factory=dict)
-    events: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
-    rewound: int = 0  # steps that were logged by more than one attempt
+    events: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)  # of a kind the newest
+    counts: Counter[str] = field(default_factory=Counter)  # of all events by kind
+    rewound: int = 0  # logged steps that a resume took back: it went on from a checkpoint before them
     lines: int = 0
     last_heard: dict[int, float] = field(default_factory=dict)  # by attempt: the time of its last line
     problems: list[str] = field(default_factory=list)
@@ -76,6 +81,9 @@ def read(path: Path) -> Journal:
         if record["kind"] == "metrics":
             points.add(record["step"], record["values"])
         elif record["kind"] in _KEPT_KINDS:
+            if record["kind"] == "started" and is_count(record.get("first_step")):
+                points.rewind(record["first_step"])
+            found.counts[record["kind"]] += 1
             _keep(found.events.setdefault(record["kind"], []), record)
     found.problems += _torn(path, found.lines)
     if points.is_full:
@@ -111,8 +119,8 @@ class _Points:
 
     def __init__(self) -> None:
         self._of: dict[str, tuple[array[int], array[float]]] = {}
+        self._taken_back: Counter[str] = Counter()
         self.is_full = False
-        self.rewound = 0
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -120,6 +128,20 @@ class _Points:
             if found is not None:
                 found[0].append(step)
                 found[1].append(float(value))
+
+    def rewind(self, step: int) -> None:
+        """An attempt goes on from this step: what was logged after it is of a model that is gone."""
+        for name, (steps, values) in self._of.items():
+            kept = len(steps)
+            while kept and steps[kept - 1] > step:  # they rise within an attempt
+                kept -= 1
+            self._taken_back[name] += len(steps) - kept
+            del steps[kept:], values[kept:]
+
+    @property
+    def rewound(self) -> int:
+        """How many points were taken back, of the metric that lost the most."""
+        return max(self._taken_back.values(), default=0)
 
     def _new(self, name: str) -> "tuple[array[int], array[float]] | None":
         if len(self._of) >= _MOST_METRICS:
@@ -130,7 +152,8 @@ class _Points:
     def curves(self) -> Iterator[tuple[str, Curve]]:
         for name, (steps, values) in self._of.items():
             all_steps, all_values = np.array(steps, dtype=np.int64), np.array(values)
+            if not len(all_steps):
+                continue
             # of a step that came twice the last line counts: the first in an array that is turned round
             once, at = np.unique(all_steps[::-1], return_index=True)
-            self.rewound = max(self.rewound, len(all_steps) - len(once))
-            yield name, Curve(once, all_values[::-1][at])
+            yield one_line(name, _LONGEST_NAME) or "no name", Curve(once, all_values[::-1][at])

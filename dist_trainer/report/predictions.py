@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_trainer.adapters.files import open_plain, refuse_link
 from dist_trainer.diagnose.words import one_line
 from dist_trainer.errors import DataError
 from dist_trainer.report.pictures import are_pictures, as_data_uris
@@ -37,17 +38,24 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Confusion:
+class Matrix:
     """Rows are the true classes, columns what was said; `recall` and `precision` are by class."""
 
     names: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     recall: Sequence[float | None]
     precision: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many of the rows that have a true class are right, and what was taken for what."""
+
     right: int
     total: int
+    classes: int
     worst: Sequence[tuple[str, str, int]]  # true class, said class, how often
-    fits: bool  # whether it is small enough for a table
+    matrix: Matrix | None  # None where there are more classes than a table shows
 
 
 @dataclass(frozen=True)
@@ -81,20 +89,22 @@ class Predictions:
         about: dict[str, Any] = {"split": self.split, "step": self.step, "rows": self.rows, "kind": self.kind}
         if self.confusion is not None:
             about |= {"right": self.confusion.right, "total": self.confusion.total}
-            about |= {"classes": list(self.confusion.names)}
-            about |= {"confusion": [[cell.count for cell in row] for row in self.confusion.rows]}
+            matrix = self.confusion.matrix
+            about |= {"classes": list(matrix.names) if matrix else None}
+            about |= {"confusion": [[cell.count for cell in row] for row in matrix.rows] if matrix else None}
         return about
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of predictions in a run's report folder."""
+    """The files of predictions in a run's report folder. DataError where that is a link."""
+    refuse_link(folder)
     return sorted(path for path in folder.glob("predictions-*.npz") if _FILE.fullmatch(path.name))
 
 
 def read(path: Path) -> Predictions:
     """One file. DataError where it is not what `report --predict` writes."""
     try:
-        with path.open("rb") as file:  # ours to close: numpy leaves it open where it is no zip
+        with open_plain(path) as file:  # ours to close: numpy leaves it open where it is no zip
             _refuse_compressed(file)
             arrays = dict(np.load(file, allow_pickle=False))
         about = json.loads(str(arrays[ABOUT])) if ABOUT in arrays else {}
@@ -134,7 +144,7 @@ def _understood(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], sp
     classes = as_classes(arrays)
     if classes is not None:
         said, truth = classes
-        names = _names(about.get("classes"), int(max(said.max(), truth.max())) + 1)
+        names = _Names(about.get("classes"))
         samples = _class_samples(arrays, said, truth, names)
         return Predictions(split, step, rows, "classes", _confusion(said, truth, names), samples)
     return _of_numbers(arrays, split, step)
@@ -168,17 +178,46 @@ def _overlap(inputs: NDArray[Any]) -> bool:
     return len(inputs) > 1 and bool(np.allclose(inputs[:-1, 1:], inputs[1:, :-1], atol=1e-5))
 
 
-def _names(given: Any, number: int) -> list[str]:
-    known = [one_line(name, _LONGEST_NAME) for name in given] if isinstance(given, list) else []
-    return [known[index] if index < len(known) else str(index) for index in range(max(number, len(known)))]
+class _Names:
+    """What classes are called: by the data set, else by their numbers."""
+
+    def __init__(self, given: Any) -> None:
+        self.known = [one_line(name, _LONGEST_NAME) for name in given] if isinstance(given, list) else []
+
+    def __call__(self, number: int) -> str:
+        if number < 0:
+            return "no class"
+        return self.known[number] if number < len(self.known) else str(number)
 
 
-def _confusion(said: NDArray[np.int64], truth: NDArray[np.int64], names: Sequence[str]) -> Confusion:
-    known = (said >= 0) & (truth >= 0)
-    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+def _confusion(said: NDArray[np.int64], truth: NDArray[np.int64], names: _Names) -> Confusion:
+    has_class = truth >= 0
+    said, truth = said[has_class], truth[has_class]
+    highest = max(int(said.max(initial=-1)), int(truth.max(initial=-1)))
+    classes = max(highest + 1, len(names.known))
+    return Confusion(
+        right=int((said == truth).sum()),
+        total=len(truth),
+        classes=classes,
+        worst=_worst(said, truth, names),
+        matrix=_matrix(said, truth, [names(number) for number in range(classes)])
+        if classes <= _MOST_CLASSES
+        else None,
+    )
+
+
+def _worst(said: NDArray[np.int64], truth: NDArray[np.int64], names: _Names) -> list[tuple[str, str, int]]:
+    """The most frequent mistakes; there may be any number of classes."""
+    wrong = (said != truth) & (said >= 0)
+    pairs, times = np.unique(np.stack([truth[wrong], said[wrong]], axis=1), axis=0, return_counts=True)
+    order = np.argsort(-times, kind="stable")[:_MOST_PAIRS]
+    return [(names(int(pairs[at][0])), names(int(pairs[at][1])), int(times[at])) for at in order]
+
+
+def _matrix(said: NDArray[np.int64], truth: NDArray[np.int64], names: Sequence[str]) -> Matrix:
+    counts, known = np.zeros((len(names), len(names)), dtype=np.int64), said >= 0
     np.add.at(counts, (truth[known], said[known]), 1)
-    of_class, of_said = counts.sum(axis=1), counts.sum(axis=0)
-    fits = len(names) <= _MOST_CLASSES
+    of_class, right = np.bincount(truth, minlength=len(names)), np.diag(counts)
     rows = [
         [
             Cell(int(count), int(9 * count / max(of_class[true], 1)), true == column)
@@ -186,23 +225,7 @@ def _confusion(said: NDArray[np.int64], truth: NDArray[np.int64], names: Sequenc
         ]
         for true, row in enumerate(counts)
     ]
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS]
-    pairs = [divmod(int(index), len(names)) for index in order]
-    return Confusion(
-        names=names,
-        rows=rows,
-        recall=_shares(np.diag(counts), of_class),
-        precision=_shares(np.diag(counts), of_said),
-        right=int(np.trace(counts)),
-        total=int(counts.sum()),
-        worst=[
-            (names[true], names[other], int(wrong[true, other]))
-            for true, other in pairs
-            if wrong[true, other]
-        ],
-        fits=fits,
-    )
+    return Matrix(names, rows, _shares(right, of_class), _shares(right, counts.sum(axis=0)))
 
 
 def _shares(parts: NDArray[Any], wholes: NDArray[Any]) -> list[float | None]:
@@ -213,7 +236,7 @@ def _class_samples(
     arrays: Mapping[str, NDArray[Any]],
     said: NDArray[np.int64],
     truth: NDArray[np.int64],
-    names: Sequence[str],
+    names: _Names,
 ) -> list[Sample]:
     pictures, sure = _pictures(arrays), sureness(arrays)
     has_scores = "prediction" in arrays
@@ -223,8 +246,8 @@ def _class_samples(
         found.append(
             Sample(
                 int(arrays["row"][place]),
-                names[meant] if meant >= 0 else "no class",
-                names[thought] if thought >= 0 else "no class",
+                names(meant),
+                names(thought),
                 float(sure[place]) if has_scores else None,
                 meant == thought,
                 pictures[index] if pictures else None,

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -130,28 +130,58 @@ def predict(
     device: torch.device,
     *,
     autocast: Callable[[], AbstractContextManager[Any]],
-    target_name: str | None = None,
-) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
-    """This rank's share of the predictions: the rows' indices in the data set, and one array a name.
+    targets: bool = False,
+) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]], NDArray[Any] | None]:
+    """This rank's share of the predictions: the rows' indices in the data set, one array a name, and the targets.
 
-    With a `target_name` the targets are one of them, where they are one tensor. Raises DataError where the
-    task's prediction is not one row per sample.
+    Those are None unless `targets` asks for them, and where they are no array with one row per sample. Raises
+    DataError where the task's prediction is none.
     """
     model.eval()
     indices: list[NDArray[np.int64]] = []
     outputs: dict[str, list[NDArray[Any]]] = {}
+    meant: list[NDArray[Any] | None] = []
     for rows, batch in loader if len(loader) else [loader.empty()]:
+        data = batch.on(device).data
         with autocast():
-            prediction = task.prediction(task.forward(model, batch.on(device).data))
+            prediction = task.prediction(task.forward(model, data))
         named = prediction if isinstance(prediction, Mapping) else {"prediction": prediction}
-        if target_name and isinstance(target := task.target(batch.data), Tensor) and len(target) == len(rows):
-            named = {**named, target_name: target}
         for name, value in named.items():
             if len(value) != len(rows):
                 raise DataError(
                     f"the prediction {name!r} has {len(value)} rows for a batch of {len(rows)}; "
                     "Task.prediction gives one row per sample"
                 )
-            outputs.setdefault(name, []).append(_full_precision(value).cpu().numpy())
+            outputs.setdefault(name, []).append(_array(value))
+        meant.append(_one_a_row(task.target(data), len(rows)) if targets else None)
         indices.append(rows)
-    return np.concatenate(indices), {name: np.concatenate(parts) for name, parts in outputs.items()}
+    return np.concatenate(indices), {name: _whole(name, outputs[name]) for name in outputs}, joined(meant)
+
+
+def joined(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """All parts as one array; None where one is missing, or has rows of another shape."""
+    given = [part for part in parts if part is not None]
+    if len(given) < len(parts) or len({part.shape[1:] for part in given}) != 1:
+        return None
+    return np.concatenate(given)
+
+
+def _whole(name: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    whole = joined(parts)
+    if whole is None:
+        shapes = ", ".join(sorted({str(part.shape[1:]) for part in parts}))
+        raise DataError(
+            f"the prediction {name!r} has rows of several shapes, {shapes}; Task.prediction gives all the same"
+        )
+    return whole
+
+
+def _one_a_row(target: Any, rows: int) -> NDArray[Any] | None:
+    if not isinstance(target, Tensor) or target.dim() == 0 or len(target) != rows:
+        return None
+    return _array(target)
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = _full_precision(values).cpu().numpy()
+    return array

@@ -23,7 +23,7 @@ class ForecastPlot(Hook):
         loader = EvalLoader(dataset, rank=0, world_size=1, batch_size=1024, name="data.test")
         parts, average = trainer.parts, trainer.parts.train_step.average
         with average.in_place() if average else nullcontext():
-            _, forecast = predict(
+            _, forecast, _ = predict(
                 parts.model,
                 parts.task,
                 loader,

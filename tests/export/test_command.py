@@ -17,13 +17,14 @@ from dist_trainer.cli import app
 from dist_trainer.config.schema import CheckpointConfig
 from dist_trainer.data import CSV, Arrays, Digits, Windows, sine, split_dataset
 from dist_trainer.errors import CorruptCheckpoint, ExportError, UsageError
-from dist_trainer.export.card import class_names, preprocessing
+from dist_trainer.export.card import preprocessing
 from dist_trainer.export.exporting import CARD, Exported, check_place, export
 from dist_trainer.export.loading import compare
 from dist_trainer.export.request import FILES, make_request
 from dist_trainer.export.screen import words
 from dist_trainer.export.writer import write
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.shown_samples import class_names
 from tests.export.runs import ROOT, make_run, text_of, weights
 
 pytestmark = pytest.mark.timeout(120)

@@ -173,8 +173,12 @@ def test_the_colours_follow_a_dark_screen(tab: NewTab, folder: Path) -> None:
         found: list[str] = shown.measure(script)
         return found
 
+    def brightness(colour: str) -> int:
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
     (light, light_text), (dark, dark_text) = look("light"), look("dark")
-    assert light == dark_text.replace(dark_text, light) and light != dark and light_text != dark_text
+    assert brightness(light) > 700 > 150 > brightness(light_text)
+    assert brightness(dark_text) > 700 > 150 > brightness(dark)
 
 
 def test_pictures_of_samples_are_there_with_words_for_who_cannot_see_them(tab: NewTab, folder: Path) -> None:

@@ -9,8 +9,10 @@ import pytest
 from matplotlib.image import imsave
 
 from dist_trainer.report.given_pictures import files
-from dist_trainer.report.make import default_folder, make
-from tests.report.runs import finished
+from dist_trainer.report.make import make
+from dist_trainer.report.place import default_folder
+from tests.report.runs import finished, predicted
+from tests.report.test_predictions import CLASSES
 
 
 def put(folder: Path, *names: str) -> Path:
@@ -59,3 +61,34 @@ def test_what_is_no_picture_is_told_and_hides_nothing_else(how: str, tmp_path: P
     found = make([run], default_folder([run]))
     assert len([said for said in found.runs[0].problems if said.startswith("report/pictures/")]) == 1
     assert found.page.read_text().count('alt="good.png"') == 1
+
+
+@pytest.mark.parametrize("linked", ["report", "report/pictures"])
+def test_nothing_is_read_through_a_folder_that_is_a_link(linked: str, tmp_path: Path) -> None:
+    run = finished(tmp_path, "one")
+    put(tmp_path / "elsewhere", "secret.png")
+    predicted(run, CLASSES).rename(tmp_path / "elsewhere" / "predictions-test.npz")
+    folder = run.path / linked
+    if folder.is_dir():
+        folder.rmdir()
+    folder.symlink_to(tmp_path / "elsewhere" / linked.removeprefix("report").strip("/"))
+    found = make([run], tmp_path / "page")
+    assert not found.runs[0].pictures.shown and not found.runs[0].predictions
+    said = f"{linked} cannot be read: {folder.name} is a symbolic link, and none is followed there"
+    assert said in found.runs[0].problems
+
+
+@pytest.mark.parametrize("how", ["link", "pipe", "folder"])
+def test_predictions_that_are_no_plain_file_are_told(how: str, tmp_path: Path) -> None:
+    run = finished(tmp_path, "one")
+    path = predicted(run, CLASSES)
+    if how == "link":
+        path.rename(tmp_path / "theirs")
+        path.symlink_to(tmp_path / "theirs")
+    else:
+        path.unlink()
+        os.mkfifo(path) if how == "pipe" else path.mkdir()
+    found = make([run], tmp_path / "page").runs[0]
+    why = "is a symbolic link, and none is followed there" if how == "link" else "is no plain file"
+    assert found.problems == [f"report/{path.name} cannot be read: {path.name} {why}"]
+    assert found.predictions == []

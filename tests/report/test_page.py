@@ -1,8 +1,10 @@
 """The page and the command that writes it: what is on it, that nothing of a run can be more than text, and limits."""
 
 import json
+import os
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.cli import app
+from dist_trainer.config.schema import BestConfig, CheckpointConfig
 from dist_trainer.report import facts
-from dist_trainer.report.make import default_folder, make
+from dist_trainer.report.make import make
 from dist_trainer.report.page import Page as MadePage
 from dist_trainer.report.page import render
-from dist_trainer.run_folder import RunFolder
+from dist_trainer.report.place import default_folder
+from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.journal import Journal
-from tests.report.runs import end, finished, make_run, predicted, resumed, start, train
+from tests.report.runs import NOW, end, finished, make_run, predicted, resumed, start, train
 from tests.report.test_predictions import CLASSES
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac$ ${env:HOME} {{ 7191 * 7193 }}"
@@ -79,7 +84,7 @@ def test_every_section_is_there_and_the_document_is_well_formed(text_of_three: s
     for words in (
         "3 runs: one, two, three",
         "optimizer.lr",
-        "3 logged steps were done again after a resume",
+        "3 logged steps came after the checkpoint that a later attempt went on from",
         "measured in steps 11 to 20",
         "died without a word",
         "2 attempts",
@@ -87,8 +92,14 @@ def test_every_section_is_there_and_the_document_is_well_formed(text_of_three: s
         "3 of 5 right, 60.0%.",
         "dist-trainer report two --predict test",
         "The phases of a step were not measured",
+        time.strftime("Began, %Z"),
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 100)),
     ):
         assert words in " ".join(page.words.split()), words
+    zone = re.escape(time.strftime("%Z"))
+    assert re.search(rf"Report of [\d-]+ [\d:]+ {zone}\s", page.words), (
+        "a page is read elsewhere than it was made"
+    )
 
 
 def test_the_page_needs_nothing_runs_nothing_and_shows_no_secret(text_of_three: str) -> None:
@@ -169,7 +180,7 @@ def test_the_command_says_where_the_page_is_and_only_its_owner_can_read_it(
     assert report("a").stdout == "report: runs/a/report/index.html, 4 pictures beside it\n"
     assert report("b", "--output", "here").stdout == "report: here/index.html, 1 picture beside it\n"
     assert (
-        default_folder([RunFolder.open("runs/a"), RunFolder.open("runs/b")]) == tmp_path / "runs/report-a-b"
+        default_folder([RunFolder.open("runs/a"), RunFolder.open("runs/b")]) == tmp_path / "runs/report-a+b"
     )
     folder = tmp_path / "runs" / "a" / "report"
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -197,6 +208,70 @@ def test_what_cannot_be_reported_is_one_message(tmp_path: Path, monkeypatch: pyt
     assert refused("a", "--predict", "all") == "--predict must be one of train, val, test, got 'all'"
     (run.path / "report").symlink_to(tmp_path)
     assert "is a symbolic link" in refused("a")
+
+
+@pytest.mark.parametrize("name", ["index.html", "attempts.png"])
+def test_what_no_report_wrote_is_not_written_over(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start(make_run(tmp_path, "a"), 1, ago=10)
+    report("a", "--output", "docs")
+    assert report("a", "--output", "docs").stdout == "report: docs/index.html, 1 picture beside it\n"
+    (tmp_path / "docs" / name).write_text("<title>dist-trainer report</title>")
+    before = {path: path.read_bytes() for path in (tmp_path / "docs").iterdir()}
+    done = CliRunner().invoke(app, ["report", "a", "--output", "docs"])
+    assert done.exit_code == 2 and " ".join(done.stderr.split()) == (
+        f"docs/{name} is there already, and no report wrote it; move it away, or give another --output"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "docs").iterdir()} == before
+
+
+def test_reports_of_other_runs_have_other_folders(tmp_path: Path) -> None:
+    def folder(*names: str) -> str:
+        return default_folder([RunFolder(tmp_path / name) for name in names]).name
+
+    assert folder("a-b", "c") == "report-a-b+c" != folder("a", "b-c")
+    long = [f"{letter * 63}" for letter in "abcd"]
+    assert folder(*long, "x") != folder(*long, "y") and len(folder(*long, "x")) < 255
+
+
+def test_what_is_no_letter_of_any_alphabet_stops_no_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with Journal(run.journal_path(0), attempt=1, rank=0) as journal:
+        for step in (1, 2):
+            journal.metrics(step, {"\ud800": 1.0 / step, "val/a\ud800b\nc": 1.0 / step})
+        journal.event("straggler", step=2, message="\udfff")
+    run.write_status(Status("failed", "\ud800", 2))
+    moved = run.path.with_name(os.fsdecode(b"run\xff"))
+    shutil.move(run.path, moved)
+    page = make([RunFolder(moved)], tmp_path / "page").page
+    assert {"no name", "a b c"} <= set(re.findall("<h3>(.*?)</h3>", page.read_text(encoding="utf-8")))
+
+
+def test_no_final_metric_is_left_out(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, name) for name in ("one", "two")]
+    for run in runs:
+        run.write_status(Status("finished", step=200, results={f"test/m{n:02}": n + 0.5 for n in range(12)}))
+    alone = " ".join(written(runs[0])[1].words.split())
+    assert "Also test/m08 8.5, test/m09 9.5, test/m10 10.5, test/m11 11.5." in alone
+    found = [facts.read(run) for run in runs]
+    page = Page(render(MadePage(found, [], 0, [None, None], [[], []])))
+    assert all(re.search(rf"test/m{n:02}\s*{n}.5\s*{n}.5\s", page.words) for n in range(12))
+
+
+def test_the_best_checkpoint_is_that_of_all_and_how_many_there_are_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "_MOST_CHECKPOINTS", 2)
+    run = make_run(tmp_path)
+    config = CheckpointConfig(keep_best=BestConfig(metric="val/accuracy", mode="max"))
+    store = open_store(run, config, fence=run.new_fence({}))
+    for step, value in ((1, 0.5), (2, 0.9), (3, "NaN"), (4, 0.7), (5, 0.6)):
+        store.commit(step, {"training.json": b"{}"}, {"metrics": {"val/accuracy": value}})
+    page = written(run)[1]
+    assert "Checkpoints: 5, the newest 2 of them" in page.words
+    assert re.search(r"Best checkpoint\s*step 2\s", page.words)
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:

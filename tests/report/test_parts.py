@@ -1,19 +1,23 @@
 """What stands beside the curves: attempts and the time between, phases, slow ranks, what differs, which figures."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dist_trainer.report import facts, points
+from dist_trainer.report import facts, points, ranks
 from dist_trainer.report.attempts import time_line
-from dist_trainer.report.drawing import draw_figure, draw_scatter, draw_series
-from dist_trainer.report.figures import figures, show_number
+from dist_trainer.report.drawing import KINDS, LINES, draw_figure, draw_scatter, draw_series
+from dist_trainer.report.figures import Figure, Line, figures, show_number
+from dist_trainer.report.make import make
+from dist_trainer.report.place import default_folder
 from dist_trainer.report.ranks import read_phases, step_times
 from dist_trainer.report.settings import differences
 from dist_trainer.tracking.journal import Journal
 from dist_trainer.tracking.parameters import parameters
-from tests.report.runs import add_phases, end, finished, make_run, resumed, start, train
+from dist_trainer.training.phases import PHASES
+from tests.report.runs import NOW, add_phases, end, finished, make_run, resumed, start, train
 
 
 def test_attempts_have_causes_and_the_time_in_between() -> None:
@@ -33,7 +37,9 @@ def test_attempts_have_causes_and_the_time_in_between() -> None:
         },
         {"event": "start", "attempt": 4, "time": 600.0, "first_step": 40, "world_size": 4},
     ]
-    line = time_line(lines, [{"time": 150.0}], last_heard={2: 450.0, 4: 620.0}, is_running=True)
+    line = time_line(
+        lines, [{"time": 150.0}], last_heard={2: 450.0, 4: 620.0}, begun={}, saves=1, is_running=True
+    )
     assert [each.kind for each in line.attempts] == ["asked", "bad", "bad", "open"]
     assert [each.cause for each in line.attempts] == [
         "preempted",
@@ -47,8 +53,61 @@ def test_attempts_have_causes_and_the_time_in_between() -> None:
     assert line.sentence == "4 attempts: 3 min of training, 6 min between them; 1 checkpoint saved."
 
 
+def test_an_attempt_that_was_lost_lasted_until_it_was_last_heard_of_and_not_until_the_next_began() -> None:
+    lost = {"last_step": None, "exit_code": None, "cause": "node failure"}  # slurm/lost_attempts.py
+    lines = [
+        {"event": "start", "attempt": 1, "time": 100.0, "first_step": 0, "world_size": 2},
+        {"event": "end", "attempt": 1, "time": 9000.0, **lost},
+        {"event": "start", "attempt": 2, "time": 9001.0, "first_step": 0, "world_size": 2},
+        {"event": "end", "attempt": 2, "time": 9500.0, **lost},
+    ]
+    line = time_line(lines, [], last_heard={1: 160.0}, begun={}, saves=1, is_running=True)
+    first, second = line.attempts
+    assert (first.lasted_s, first.end, first.cause) == (60.0, None, "node failure")
+    assert (second.waited_s, second.lasted_s) == (8841.0, 0.0) and not second.is_open
+    assert line.trained_s == 60.0 and first.kind == "bad"
+    lines[1]["cause"] = "cancelled"
+    cancelled = time_line(lines, [], last_heard={}, begun={}, saves=1, is_running=False).attempts[0]
+    assert cancelled.kind == "asked", "by somebody's scancel"
+
+
 def test_a_run_that_never_began_has_a_sentence_too() -> None:
-    assert time_line([], [], last_heard={}, is_running=False).sentence == "No attempt was begun yet."
+    assert (
+        time_line([], [], last_heard={}, begun={}, saves=1, is_running=False).sentence
+        == "No attempt was begun yet."
+    )
+
+
+def test_attempts_that_failed_before_their_first_step_are_shown_and_are_no_time_in_training(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path)
+    for number, ago in enumerate((1000, 700, 400, 100), start=1):
+        run.new_fence({"time": NOW - ago})
+        if number < 3:
+            end(run, number, "failed", ago=ago - 60, code=1, error="no module named model")
+    start(run, 5, ago=50)
+    found = facts.read(run)
+    assert [(each.number, each.cause, each.trained) for each in found.time_line.attempts] == [
+        (1, "failed", False),
+        (2, "failed", False),
+        (3, "died without a word", False),
+        (4, "died without a word", False),
+        (5, "died without a word", True),
+    ]
+    assert [each.start for each in found.time_line.attempts[:3]] == [NOW - 1000, NOW - 700, NOW - 400]
+    assert found.time_line.attempts[1].waited_s == 240.0 and found.time_line.trained_s == 0.0
+    assert "5 attempts: 0 s of training" in found.time_line.sentence
+    assert found.time_line.sentence.endswith("; 0 checkpoints saved; 4 have not come to train.")
+    assert found.world_size == 3
+    text = make([run], default_folder([run])).page.read_text()
+    assert "no module named model" in text and ">None" not in text.replace(">None were made", "")
+
+
+def test_an_attempt_that_only_starts_is_open() -> None:
+    line = time_line([], [], last_heard={}, begun={1: 100.0}, saves=0, is_running=True)
+    assert [(each.cause, each.kind) for each in line.attempts] == [("starting", "open")]
+    assert line.sentence == "One attempt: 0 s of training; 0 checkpoints saved; it has not come to train."
 
 
 def test_phases_have_shares_and_the_slowest_of_three_ranks(tmp_path: Path) -> None:
@@ -66,6 +125,10 @@ def test_phases_have_shares_and_the_slowest_of_three_ranks(tmp_path: Path) -> No
     )
     assert (forward.slowest_rank, forward.share) == (1, pytest.approx(2 / 21))
     assert phases.whole.slowest_ms == pytest.approx(42)
+
+
+def test_the_phases_are_those_that_a_run_measures() -> None:
+    assert ranks.PHASES == PHASES, "a copy: the module that measures imports torch, which no page needs"
 
 
 def test_the_slowest_rank_is_compared_with_the_median_over_the_whole_run(tmp_path: Path) -> None:
@@ -118,6 +181,14 @@ def test_figures_put_train_and_val_together_and_the_loss_first() -> None:
     assert not found[0].is_log
     assert figures([{"train/loss": curve(1e3, 1, 1, 1)}])[0][0].is_log
     assert figures([{f"m{number:02}": curve(1, 2) for number in range(30)}])[1] == 6
+
+
+def test_every_run_is_drawn_in_the_colour_of_its_legend() -> None:
+    lines = [Line(run, "", points.Curve(np.arange(3), np.arange(3.0))) for run in range(8)]
+    svg = draw_figure(Figure("loss", lines), list("abcdefgh")).svg
+    drawn = re.findall(r"stroke: var\((--line-\d)\); stroke-width: 1.8", svg)
+    assert drawn == [f"--line-{run}" for run in range(8)]
+    assert not {*LINES} & {*KINDS.values()}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,26 @@ def test_a_step_that_was_done_again_is_shown_once_with_the_last_attempts_value(t
     assert [event["step"] for event in journal.events["saved"]] == [50, 100, 150, 200]
 
 
+def test_what_a_resume_took_back_is_not_shown_before_it_is_done_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    train(run, 0, 160)
+    train(run, 100, 130, attempt=2, level=3.0)
+    journal = read(run.journal_path(0))
+    loss, measured = journal.curves["train/loss"], journal.curves["val/loss"]
+    assert loss.steps.tolist() == list(range(10, 131, 10)) and loss.last == 3 / 130
+    assert measured.steps.tolist() == [50, 100] and journal.rewound == 6
+    train(run, 0, 20, attempt=3)
+    journal = read(run.journal_path(0))
+    assert journal.curves["train/loss"].steps.tolist() == [10, 20] and "val/loss" not in journal.curves
+
+
+def test_all_events_are_counted_where_only_the_newest_are_kept(tmp_path: Path) -> None:
+    line = {"kind": "saved", "time": 1.0, "attempt": 1, "step": 1}
+    (tmp_path / "rank-0.jsonl").write_text((json.dumps(line) + "\n") * 4500)
+    journal = read(tmp_path / "rank-0.jsonl")
+    assert journal.counts["saved"] == 4500 and len(journal.events["saved"]) < 4000
+
+
 def test_a_million_steps_become_few_points_and_no_peak_is_lost() -> None:
     steps = np.arange(1_000_000)
     values = np.sin(steps / 1e5)

@@ -28,8 +28,10 @@ def test_classes_become_a_matrix_with_recall_precision_and_the_worst_samples_fir
     found = read(predicted(make_run(tmp_path), arrays, classes=["ant", "bee", "<b>"]))
     confusion = found.confusion
     assert found.kind == "classes" and confusion is not None
-    assert [[cell.count for cell in row] for row in confusion.rows] == [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
-    assert confusion.recall == [0.5, 1.0, 0.5] and confusion.precision == [1.0, pytest.approx(1 / 3), 1.0]
+    matrix = confusion.matrix
+    assert matrix is not None
+    assert [[cell.count for cell in row] for row in matrix.rows] == [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
+    assert matrix.recall == [0.5, 1.0, 0.5] and matrix.precision == [1.0, pytest.approx(1 / 3), 1.0]
     assert (confusion.right, confusion.total) == (3, 5)
     first = found.samples[0]
     assert (first.row, first.truth, first.said, first.is_right) == (2, "<b>", "bee", False)
@@ -43,11 +45,33 @@ def test_two_classes_may_be_told_by_one_probability_or_logit(scores: Any) -> Non
     assert said is not None and said[0].tolist() == [1, 0, 1] and said[1].tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize(("scores", "said"), [([0.2, 0.9], [0, 1]), ([-3.0, 0.2], [0, 1])])
+def test_a_score_that_is_no_number_is_no_class_and_leaves_the_others_theirs(
+    scores: list[float], said: list[int]
+) -> None:
+    arrays = {"truth": np.array([0, 1, 0]), "prediction": np.array([*scores, np.nan])}
+    found = as_classes(arrays)
+    assert found is not None and found[0].tolist() == [*said, -1]
+
+
 def test_rows_without_a_class_are_left_out(tmp_path: Path) -> None:
     arrays = {**CLASSES, "truth": np.array([0, -100, 2, 2, 0])}
     confusion = read(predicted(make_run(tmp_path), arrays)).confusion
     assert confusion is not None and confusion.total == 4
-    assert confusion.names == ["0", "1", "2"]
+    assert confusion.matrix is not None and confusion.matrix.names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("first", [0, 995, 10_000, 1 << 40])
+def test_any_number_of_classes_is_counted_right(first: int, tmp_path: Path) -> None:
+    truth = np.arange(first, first + 30)
+    said = truth.copy()
+    said[:3] = -1, first + 7, first + 7
+    found = read(predicted(make_run(tmp_path), {"class": said, "truth": truth}))
+    confusion = found.confusion
+    assert confusion is not None and confusion.matrix is None
+    assert (confusion.right, confusion.total, confusion.classes) == (27, 30, first + 30)
+    assert confusion.worst == [(str(first + number), str(first + 7), 1) for number in (1, 2)]
+    assert found.as_json()["confusion"] is None
 
 
 def test_windows_of_a_series_are_a_forecast_and_other_numbers_are_not(tmp_path: Path) -> None:
@@ -125,6 +149,8 @@ def test_inputs_and_class_names_are_taken_from_any_data_set() -> None:
 
     assert class_names(Part()) == ["ant", "bee"] and class_names([]) is None
     assert class_names(type("Odd", (), {"classes": 3})()) is None
+    many = class_names(type("Many", (), {"classes": tuple(range(21_000))})())
+    assert many is not None and len(many) == 21_000 and many[-1] == "20999"
     pairs = [(np.full((2, 2), row), row) for row in range(5)]
     found = inputs_of(pairs, np.array([3, 1]))
     assert found is not None and found[:, 0, 0].tolist() == [3, 1]

@@ -1,5 +1,6 @@
 """Evaluation: every row once at any number of ranks, nothing of training disturbed."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from dist_trainer.adapters.distributed import join
 from dist_trainer.config.schema import TrainConfig
+from dist_trainer.errors import DataError
 from dist_trainer.training.evaluation import evaluate, is_due, predict, undisturbed
 from dist_trainer.training.loader import EvalLoader
 from dist_trainer.training.metrics import Accuracy, MeanSquaredError
@@ -55,7 +57,7 @@ def evaluate_and_predict(lengths: list[int]) -> list[Any]:
             interrupted=lambda: group.rank == group.world_size - 1,
         )
         training = model.training
-        indices, outputs = predict(model, task, loader, group.device, autocast=nullcontext)
+        indices, outputs, _ = predict(model, task, loader, group.device, autocast=nullcontext)
         found.append((values, again, training, indices.tolist(), len(outputs["prediction"])))
     group.leave()
     return found
@@ -82,6 +84,52 @@ def test_counts_are_those_of_plain_torch_at_every_number_of_ranks(ranks: int) ->
         predicted = [index for result in results for index in result[number][3]]
         assert sorted(predicted) == list(range(length))
         assert all(len(result[number][3]) == result[number][4] for result in results)
+
+
+class Odd(Supervised):
+    """Targets, or predictions, that are shaped by their batch."""
+
+    def __init__(
+        self, of_batch: Callable[[Tensor], Any], said: Callable[[Tensor], Tensor] = torch.clone
+    ) -> None:
+        super().__init__(nn.CrossEntropyLoss())
+        self.of_batch, self.said = of_batch, said
+
+    def target(self, batch: Any) -> Any:
+        return self.of_batch(batch[1])
+
+    def prediction(self, output: Any) -> Tensor:
+        return self.said(output)
+
+
+@pytest.mark.parametrize(
+    ("of_batch", "shape"),
+    [
+        (lambda target: target, (100,)),
+        (lambda target: target[:, None].expand(-1, 3), (100, 3)),
+        (lambda target: target if len(target) == 64 else target[:5], None),
+        (lambda target: target[:, None].expand(-1, len(target)), None),
+        (lambda target: {"of": target}, None),
+        (lambda target: target.sum(), None),
+    ],
+    ids=["whole", "wide", "in some batches", "padded by batch", "two", "one for all"],
+)
+def test_targets_are_given_where_every_batch_has_one_row_a_sample_of_one_shape(
+    of_batch: Callable[[Tensor], Any], shape: tuple[int, ...] | None
+) -> None:
+    loader = EvalLoader(rows(100), rank=0, world_size=1, batch_size=64)
+    device = torch.device("cpu")
+    given: dict[str, Any] = {"autocast": nullcontext, "targets": True}
+    _, outputs, targets = predict(Normed(), Odd(of_batch), loader, device, **given)
+    assert list(outputs) == ["prediction"]
+    assert (None if targets is None else targets.shape) == shape
+
+
+def test_predictions_of_several_shapes_are_one_message() -> None:
+    loader = EvalLoader(rows(100), rank=0, world_size=1, batch_size=64)
+    task = Odd(lambda target: target, lambda output: output[:, :1].expand(-1, len(output)))
+    with pytest.raises(DataError, match=r"'prediction' has rows of several shapes, \(36,\), \(64,\)"):
+        predict(Normed(), task, loader, torch.device("cpu"), autocast=nullcontext)
 
 
 def train_with_and_without(folder: str) -> list[Tensor]:
