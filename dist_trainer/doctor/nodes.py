@@ -15,6 +15,7 @@ from dist_trainer.doctor.node import BLIND, Report, Request
 from dist_trainer.doctor.subject import Subject
 from dist_trainer.doctor.together import ARRIVE_WITHIN_S, SHARED, arrived
 from dist_trainer.errors import DistTrainerError
+from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.slurm.on_nodes import OnNodes, on_nodes, python, wait_until_over
 from dist_trainer.slurm.reasons import why_it_waits
 from dist_trainer.slurm.scheduler import SchedulerUnavailable
@@ -28,9 +29,13 @@ _ALL = "nodes"
 
 
 def examine_nodes(
-    subject: Subject, *, minutes: int, wait_s: float, say: Callable[[str], None]
+    subject: Subject, *, minutes: int, wait_s: float, say: Callable[[str], None], requests: StopRequests
 ) -> list[Finding]:
-    """What each node found, one finding a node, then what holds of all of them."""
+    """What each node found, one finding a node, then what holds of all of them.
+
+    A request to stop raises StopRequested, only while nodes are waited for: then srun and its job are ended, and the
+    folder goes, whatever else is asked meanwhile.
+    """
     job = SlurmJob.from_environment()
     size = job.node_count if job is not None else subject.config.slurm.nodes
     try:
@@ -39,8 +44,9 @@ def examine_nodes(
             write_json(folder / "request.json", asdict(request))
             command = python("dist_trainer.doctor.node", str(folder))
             with on_nodes(subject.config.slurm, command, minutes=minutes) as running:
-                problem = _wait(running, folder, size, wait_s, say)
-                reports = _reports(folder, size) if problem is None else []
+                with requests.interrupting():
+                    problem = _wait(running, folder, size, wait_s, say)
+                    reports = _reports(folder, size) if problem is None else []
                 return [
                     *_of_nodes(reports),
                     *([problem] if problem else _of_all(reports, running, size, subject)),
@@ -67,6 +73,8 @@ def _wait(
         if time.monotonic() > deadline:
             return _never_began(running, wait_s, told)
         time.sleep(_POLL_S)
+    for here in arrived(folder, size).values():
+        running.note_step(here.step)
     _send_signal(running, folder, size)
     wait_until_over(running, _NODES_WITHIN_S)
     return None
