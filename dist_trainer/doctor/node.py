@@ -17,8 +17,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from dist_trainer.adapters.files import write_json
-from dist_trainer.adapters.interfaces import listen_on
 from dist_trainer.adapters.interpreter import leave
+from dist_trainer.adapters.listening import listen_on
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.adapters.records import read_record
 from dist_trainer.adapters.slurm_job import SlurmJob

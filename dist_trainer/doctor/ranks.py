@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dist_trainer.adapters.interfaces import listen_on
 from dist_trainer.adapters.interpreter import importing, leave
+from dist_trainer.adapters.listening import listen_on
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.adapters.records import read_record
-from dist_trainer.doctor.findings import Finding
-from dist_trainer.doctor.gpus import count_gpus, driver_version, judge_cuda
+from dist_trainer.doctor.findings import Finding, count
+from dist_trainer.doctor.gpus import driver_version, judge_cuda
 from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ def main(plan: Plan) -> None:
         _tell(Finding("NCCL", "skipped", "no GPU to try it on"))
     elif any(codes := _fork(gpus, _nccl)):
         _tell(
-            Finding("NCCL", "broken", f"a rank ended with {min(codes)}, on {count_gpus(gpus)}", _NCCL_ADVICE)
+            Finding(
+                "NCCL", "broken", f"a rank ended with {min(codes)}, on {count(gpus, 'GPU')}", _NCCL_ADVICE
+            )
         )
     if (across := plan.across) is not None:
         pid = _forked(across, lambda meeting: _between_nodes(meeting, plan.common))
@@ -179,7 +181,7 @@ def _gloo(
 def _nccl(meeting: Meeting) -> Iterator[Finding]:
     from dist_trainer.adapters.all_reduce_times import nccl_times, nccl_version
 
-    version = f"{nccl_version()} on {count_gpus(meeting.size)}"
+    version = f"{nccl_version()} on {count(meeting.size, 'GPU')}"
     store = meeting.open(timeout_s=_NCCL_S)
     try:
         times = nccl_times(store, meeting.rank, meeting.size, timeout_s=_NCCL_S)

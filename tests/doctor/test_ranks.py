@@ -8,7 +8,7 @@ import pytest
 
 _SCRIPT = """
 import os, signal, sys
-from dist_trainer.adapters.interfaces import listen_on
+from dist_trainer.adapters.listening import listen_on
 from dist_trainer.doctor import ranks
 from dist_trainer.doctor.ranks import Meeting, Plan
 
