@@ -22,7 +22,7 @@ from dist_trainer.slurm.scheduler import SchedulerUnavailable
 _NODES_WITHIN_S = 300.0
 _SEEN_WITHIN_S = 30.0
 _POLL_S = 0.1
-_SIGNAL_EVERY_S = 5.0
+_SIGNAL_EVERY_S = 2.0
 _ASK_EVERY_S = 5.0
 _MUST_BE_ALIKE = ("python", "torch", "numpy", "dist-trainer")
 _ALL = "nodes"
