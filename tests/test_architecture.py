@@ -75,6 +75,7 @@ READ_THE_ENVIRONMENT = {
     "adapters/interfaces.py",  # which network interface the user named
     "adapters/place.py",  # torchrun's variables
     "adapters/slurm_job.py",  # SLURM's variables in a job
+    "doctor/mlflow_login.py",  # whom MLflow's client would log in as
     "launchers/forkserver.py",  # what workers start with
     "slurm/scheduler.py",  # to leave out what changes the output of squeue and sacct
     "launchers/preload.py",  # the agent's pid

@@ -1,4 +1,4 @@
-"""The network interfaces of this machine, which of them the user named for gloo and NCCL, and a port to listen on."""
+"""The network interfaces of this machine, and which of them the user named for gloo and NCCL."""
 
 import fcntl
 import os
@@ -12,7 +12,6 @@ from pathlib import Path
 NAMING = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _GET_FLAGS, _GET_ADDRESS = 0x8913, 0x8915  # netdevice(7): SIOCGIFFLAGS, SIOCGIFADDR
 _UP, _LOOPBACK = 0x1, 0x8
-_BACKLOG = 2048  # every rank connects at once
 _IPV6 = Path("/proc/net/if_inet6")
 
 
@@ -40,12 +39,6 @@ def named_interfaces(of_workers: Mapping[str, str]) -> dict[str, str]:
     """What the variables say that choose an interface: the workers' own (launch.env), else this process's."""
     both = {**os.environ, **of_workers}
     return {name: both[name] for name in NAMING if both.get(name)}
-
-
-def listen_on(address: str) -> tuple[int, int]:
-    """A free port of this address alone, and the descriptor of a socket that listens there, for who takes it over."""
-    with socket.create_server((address, 0), backlog=_BACKLOG) as server:
-        return server.getsockname()[1], server.detach()
 
 
 def _flags(asked: socket.socket, name: str) -> int:

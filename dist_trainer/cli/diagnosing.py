@@ -112,7 +112,7 @@ def doctor(
     slurm: Annotated[
         bool, typer.Option("--slurm", help="Every node: of the job around, or of a short one of its own.")
     ] = False,
-    slurm_time: Annotated[int, typer.Option(metavar="MINUTES", min=1, help="Limit of that short job.")] = 5,
+    slurm_time: Annotated[int, typer.Option(metavar="MINUTES", min=1, help="Limit of that short job.")] = 10,
     slurm_wait: Annotated[
         float, typer.Option(metavar="S", min=0, help="How long to wait for it to start.")
     ] = 300,

@@ -17,7 +17,7 @@ UNPRINTABLE = re.compile(
 )  # an #SBATCH line has no continuation: a line break begins another one
 MAX_LENGTH = 4000  # sbatch reads a value into a buffer of 8192 bytes and does not look at its end
 DEFAULT_SIGNAL_S = 120
-_TIME = re.compile(r"[0-9]+|[0-9]+:[0-9]+:[0-9]+|[0-9]+-[0-9]+(:[0-9]+){0,2}")
+_ANY_TIME = re.compile(r"(?:([0-9]+)-)?([0-9]+(?::[0-9]+){0,2})")
 _MINUTES_AND_SECONDS = re.compile(r"([0-9]+):([0-9]+)")  # to SLURM; who writes it means hours
 _SIGNAL = re.compile(r"(?:SIG)?USR2@([0-9]+)")
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
@@ -105,16 +105,22 @@ def signal_before_s(slurm: "SlurmConfig") -> int:
 
 def time_limit_s(slurm: "SlurmConfig") -> int | None:
     """`slurm.time` in seconds; None where the cluster's default holds."""
-    return None if slurm.time is None else _seconds(str(slurm.time))
+    return None if slurm.time is None else seconds_of(str(slurm.time))
 
 
-def _seconds(time: str) -> int:
-    days, dash, rest = time.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if not dash and len(parts) == 1:  # minutes
+def seconds_of(time: str) -> int | None:
+    """A time as SLURM reads and writes it: 30 and 30:00 are minutes, 1:00:00 and 1-12 begin with hours and days.
+
+    None for what is none, as UNLIMITED and infinite.
+    """
+    found = _ANY_TIME.fullmatch(time)
+    if found is None:
+        return None
+    parts = [int(part) for part in found[2].split(":")]
+    if found[1] is None and len(parts) < 3:
         parts = [0, *parts]
     hours, minutes, seconds = [*parts, 0, 0][:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((int(found[1] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _time_problem(time: str | int | None) -> str | None:
@@ -125,9 +131,10 @@ def _time_problem(time: str | int | None) -> str | None:
         hours, minutes = int(short[1]), int(short[2])
         meant = f"{hours}:{minutes:02d}:00 or {hours * 60 + minutes}"
         return f"{wanted}, which SLURM reads as minutes and seconds: write {meant}"
-    if not _TIME.fullmatch(str(time)):
+    seconds = seconds_of(str(time))
+    if seconds is None:
         return wanted
-    if _seconds(str(time)) == 0:
+    if seconds == 0:
         return f"must be more than 0, got {time!r}, which SLURM takes for no limit; null is the partition's limit"
     return None
 

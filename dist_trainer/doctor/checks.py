@@ -39,6 +39,14 @@ def run_checks(checks: Sequence[Check]) -> list[Finding]:
     return found
 
 
+def let_checks_end(within_s: float) -> None:
+    """Give checks that still run a moment to remove what they made."""
+    deadline = time.monotonic() + within_s
+    for each in threading.enumerate():
+        if isinstance(each, _Running):
+            each.join(max(0.0, deadline - time.monotonic()))
+
+
 def is_any_hung() -> bool:
     """Whether a check of before still runs, or hangs."""
     return any(isinstance(each, _Running) for each in threading.enumerate())

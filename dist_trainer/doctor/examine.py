@@ -28,15 +28,16 @@ def examine(
     subject: Subject,
     *,
     across: Callable[[], network.Across | None] = lambda: None,
+    meet_within_s: float | None = None,
     more: Sequence[Check] = (),
     with_cluster: bool = True,
 ) -> list[Finding]:
-    """All findings of this machine; `more` are checks that only some have."""
+    """All findings of this machine; a node meets the others by `across` within some time, and has `more` checks."""
     ranks = partial(network.check_ranks, subject, across)
     checks = [
         Check("python", versions.check_python),
         Check("packages", partial(versions.check_packages, subject), within_s=15.0),
-        Check("torch", ranks, within_s=network.RANKS_WITHIN_S + 5.0),
+        Check("torch", ranks, within_s=network.ranks_within_s(subject, meet_within_s=meet_within_s)),
         Check("host name", partial(network.check_names, subject), advice="the name server does not answer"),
         Check("CPU cores", partial(machine.check_cores, subject)),
         Check("/dev/shm", partial(machine.check_shared_memory, subject)),

@@ -3,10 +3,12 @@
 import errno
 import fcntl
 import os
+import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -28,6 +30,8 @@ _SLOW_FSYNC_MS, _FSYNCS = 500.0, 5
 _SKEW_S = 2.0
 _ELSEWHERE = "choose another place with --runs"
 PREFIX = ".doctor-"
+_OWN = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]{{16}}")
+_FORGOTTEN_AFTER_S = 86_400.0  # longer than anybody waits for a job's nodes
 
 
 def check_promises(name: str, folder: Path) -> Iterator[Finding]:
@@ -186,13 +190,29 @@ def nearest(folder: Path) -> Path:
 
 @contextmanager
 def scratch(place: Path) -> Iterator[Path]:
-    """A folder for a moment; nothing of it stays."""
+    """A folder for a moment; nothing of it stays, nor of those that who was killed could not remove."""
+    _remove_forgotten(place)
     own = place / f"{PREFIX}{secrets.token_hex(8)}"
     make_private_folder(own)
     try:
         yield own
     finally:
         LocalFolder(place).delete_folder(own.name)
+
+
+def _remove_forgotten(place: Path) -> None:
+    """Folders of our own name and user that nobody has changed for a day."""
+    with suppress(OSError), os.scandir(place) as entries:
+        names = [entry.name for entry in entries if _OWN.fullmatch(entry.name) and _is_forgotten(entry)]
+        for name in names:
+            with suppress(OSError):
+                LocalFolder(place).delete_folder(name)
+
+
+def _is_forgotten(entry: "os.DirEntry[str]") -> bool:
+    found = entry.stat(follow_symlinks=False)
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return is_ours and time.time() - found.st_mtime > _FORGOTTEN_AFTER_S
 
 
 def words_of(error: OSError | DistTrainerError) -> str:

@@ -57,6 +57,11 @@ def _number(value: float) -> float:
     return float(round(value)) if abs(value) >= 10 else float(f"{value:.2g}")
 
 
+def count(number: int, one: str, *, many: str = "") -> str:
+    """1 node, 2 nodes, 3 loader processes."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def worst(findings: Iterable[Finding]) -> State:
     """The worst state of all; "fine" of none."""
     return max((finding.state for finding in findings), key=STATES.index, default="fine")

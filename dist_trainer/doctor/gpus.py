@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dist_trainer.doctor.findings import Finding
+from dist_trainer.doctor.findings import Finding, count
 
 _VERSION = Path("/proc/driver/nvidia/version")
 # the oldest driver of each major version of CUDA, by NVIDIA's table of minor version compatibility
@@ -24,7 +24,7 @@ def judge_cuda(gpus: int, *, is_wanted: bool, build: str, cuda: str | None, driv
     """What torch, of a version and built for a CUDA or for none, makes of the GPUs of this machine."""
     driver_shown = f", driver {driver}" if driver else ""
     if gpus:
-        return Finding("CUDA", "fine", f"{count_gpus(gpus)}{driver_shown}, torch is built for CUDA {cuda}")
+        return Finding("CUDA", "fine", f"{count(gpus, 'GPU')}{driver_shown}, torch is built for CUDA {cuda}")
     if not is_wanted:
         return Finding("CUDA", "skipped", "no GPU")
     without = "launch.device=cpu does without"
@@ -43,8 +43,3 @@ def judge_cuda(gpus: int, *, is_wanted: bool, build: str, cuda: str | None, driv
             "slurm.options.gpus-per-node; CUDA_VISIBLE_DEVICES may hide them"
         )
     return Finding("CUDA", "broken", words, f"{advice}; {without}")
-
-
-def count_gpus(number: int) -> str:
-    """1 GPU, 8 GPUs."""
-    return f"{number} GPU{'s' if number > 1 else ''}"

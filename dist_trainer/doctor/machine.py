@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from dist_trainer.doctor.findings import Finding, State
+from dist_trainer.doctor.findings import Finding, State, count
 from dist_trainer.doctor.subject import Subject
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -22,9 +22,9 @@ def check_cores(subject: Subject) -> Iterator[Finding]:
     cores, each = usable_cores(), subject.config.data.num_workers
     ranks = subject.workers
     processes = ranks * (1 + each)
-    found = f"{cores:g} for {_count(ranks, 'rank')}"
+    found = f"{cores:g} for {count(ranks, 'rank')}"
     if each:
-        found += f" with {_count(each, 'loader process', 'es')} each"
+        found += f" with {count(each, 'loader process', many='loader processes')} each"
     if processes <= cores:
         yield Finding("CPU cores", "fine", found)
         return
@@ -84,10 +84,6 @@ def check_open_files(subject: Subject) -> Iterator[Finding]:
     raising = f"ulimit -n {wanted} before the command"
     advice = raising if can else f"{raising}; the hard limit of {most} is raised in /etc/security/limits.conf"
     yield Finding("open files", "broken" if limit < _FILES_NEEDED else "warning", found, advice)
-
-
-def _count(number: int, word: str, plural: str = "s") -> str:
-    return f"{number} {word}{'' if number == 1 else plural}"
 
 
 def _in_slurm(subject: Subject) -> bool:

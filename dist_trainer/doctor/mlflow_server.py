@@ -1,6 +1,5 @@
 """Whether MLflow, where tracking.uri says it is, takes metrics: a warning at most, for training goes on without."""
 
-import base64
 import re
 import sqlite3
 import time
@@ -9,10 +8,11 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from dist_trainer.doctor.file_system import nearest, scratch, words_of
 from dist_trainer.doctor.findings import Finding
+from dist_trainer.doctor.mlflow_login import authorization
 from dist_trainer.doctor.mounts import mount_of
 from dist_trainer.doctor.subject import Subject
 from dist_trainer.errors import DistTrainerError
@@ -45,14 +45,14 @@ def shown(uri: str) -> str:
 
 
 def _server(uri: str) -> Finding:
-    place, began = shown(uri).rstrip("/"), time.monotonic()
+    place, login, began = shown(uri).rstrip("/"), authorization(uri), time.monotonic()
     try:
-        _ask(uri, "health")
+        _ask(uri, "health", login)
         took_s = time.monotonic() - began
-        theirs = _ask(uri, "version").strip()
+        theirs = _ask(uri, "version", login).strip()
     except urllib.error.HTTPError as error:
         error.close()
-        return _no_mlflow(place, error.code)
+        return _no_mlflow(place, error.code, has_login=login is not None)
     except TimeoutError:
         words = f"{place} took the connection and said nothing for {_ANSWERS_WITHIN_S:g} s"
         return Finding(NAME, "warning", words, f"restart it, or whatever stands before it; {_LATER}")
@@ -66,8 +66,11 @@ def _server(uri: str) -> Finding:
     return _well(place, theirs, took_s)
 
 
-def _no_mlflow(place: str, code: int) -> Finding:
-    if code in (401, 403):
+def _no_mlflow(place: str, code: int, *, has_login: bool) -> Finding:
+    if code in (401, 403) and has_login:
+        words = f"{place} refuses the login (HTTP {code})"
+        advice = "mend MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    elif code in (401, 403):
         words = f"{place} wants a login (HTTP {code})"
         advice = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     else:
@@ -98,13 +101,12 @@ def _client() -> str:
         return "none"
 
 
-def _ask(uri: str, what: str) -> str:
+def _ask(uri: str, what: str, login: str | None) -> str:
     parts = urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
     request = urllib.request.Request(f"{parts.scheme}://{host}{parts.path.rstrip('/')}/{what}")
-    if parts.username:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        request.add_header("Authorization", f"Basic {base64.b64encode(login).decode()}")
+    if login is not None:
+        request.add_unredirected_header("Authorization", login)  # who it is sent on to is not to have it
     with urllib.request.urlopen(request, timeout=_ANSWERS_WITHIN_S) as answer:
         content: bytes = answer.read(4096)
     return content.decode(errors="replace")

@@ -1,6 +1,7 @@
 """One node of a job, examined: python -m dist_trainer.doctor.node FOLDER, once on each node by srun.
 
-It writes report-<rank>.json into the folder. A node that cannot see the folder prints `blind NAME`.
+It writes report-<rank>.json into the folder. A node that cannot see the folder prints `blind NAME`, and one that got
+the signal `signalled NAME`: until then it is sent again.
 """
 
 import os
@@ -16,8 +17,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from dist_trainer.adapters.files import write_json
-from dist_trainer.adapters.interfaces import listen_on
 from dist_trainer.adapters.interpreter import leave
+from dist_trainer.adapters.listening import listen_on
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.adapters.records import read_record
 from dist_trainer.adapters.slurm_job import SlurmJob
@@ -27,12 +28,12 @@ from dist_trainer.doctor.file_system import clock_ahead_s
 from dist_trainer.doctor.findings import Finding
 from dist_trainer.doctor.network import Across
 from dist_trainer.doctor.subject import subject_of
-from dist_trainer.doctor.together import TOGETHER_WITHIN_S, Nodes
+from dist_trainer.doctor.together import ARRIVE_WITHIN_S, TOGETHER_WITHIN_S, Nodes
 from dist_trainer.errors import DistTrainerError
 
-BLIND = "blind"
+BLIND, SIGNALLED = "blind", "signalled"
 _SEEN_WITHIN_S = 15.0
-_SIGNAL_WITHIN_S = 8.0
+SIGNAL_WITHIN_S = 60.0  # who sends it may see late that we are here
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,14 @@ def main(folder: Path) -> None:
     nodes.arrive()
     with suppress(DistTrainerError):  # who does not come is told of by the checks
         nodes.all_here()
-    reached = signalled.wait(_SIGNAL_WITHIN_S)
+    reached = signalled.wait(SIGNAL_WITHIN_S)
+    if reached:
+        print(f"{SIGNALLED} {job.node}", flush=True)
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGUSR2}
+    )  # of our checks' processes one more would end some
     findings = [_signal_finding(reached), *_examine(request, nodes)]
-    report = Report(job.node, tuple(findings), _clock(folder), _versions())
+    report = Report(job.node, tuple(findings), _clock(folder), installed_versions())
     write_json(folder / f"report-{job.node_rank}.json", asdict(report))
 
 
@@ -83,7 +89,13 @@ def _examine(request: Request, nodes: Nodes) -> list[Finding]:
         advice = "every node must see the folder that the command is given in, and the files that it names"
         return [Finding("configuration", "broken", str(error).splitlines()[0], advice)]
     shared = Check("shared files", nodes.check_files, TOGETHER_WITHIN_S)
-    return examine(subject, across=partial(_across, nodes), more=[shared], with_cluster=False)
+    return examine(
+        subject,
+        across=partial(_across, nodes),
+        meet_within_s=ARRIVE_WITHIN_S,
+        more=[shared],
+        with_cluster=False,
+    )
 
 
 def _across(nodes: Nodes) -> Across | None:
@@ -97,7 +109,7 @@ def _signal_finding(reached: bool) -> Finding:
     if reached:
         return Finding("signals", "fine", "USR2 reaches the job's processes")
     advice = "a preempted run could not save: ask the administrator (ProctrackType, scancel --signal)"
-    return Finding("signals", "broken", f"no USR2 within {_SIGNAL_WITHIN_S:g} s", advice)
+    return Finding("signals", "broken", f"no USR2 within {SIGNAL_WITHIN_S:g} s", advice)
 
 
 def _request(folder: Path) -> Request | None:
@@ -122,10 +134,15 @@ def _clock(folder: Path) -> float | None:
     return measured[0] if measured else None
 
 
-def _versions() -> dict[str, str]:
-    """Of every package that is installed, and of Python."""
-    found = {each.metadata["Name"]: each.version for each in distributions()}
-    return {"python": sys.version.split()[0], **found}
+def installed_versions() -> dict[str, str]:
+    """Of every package that is installed, and of Python; a folder that an interrupted pip left has no name."""
+    found = {"python": sys.version.split()[0]}
+    for each in distributions():
+        if facts := each.metadata:
+            name, number = ("".join((facts.get_all(key) or ())[:1]) for key in ("Name", "Version"))
+            if name:
+                found.setdefault(name, number or "unknown")  # the first one is what is imported
+    return found
 
 
 if __name__ == "__main__":

@@ -2,35 +2,40 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from dist_trainer.adapters.files import write_json
-from dist_trainer.adapters.records import read_record
 from dist_trainer.adapters.slurm_job import SlurmJob
 from dist_trainer.doctor.file_system import judge_clock, nearest, scratch, words_of
 from dist_trainer.doctor.findings import Finding, State, with_measured
-from dist_trainer.doctor.node import BLIND, Report, Request
+from dist_trainer.doctor.node import BLIND, SIGNAL_WITHIN_S, SIGNALLED, Report, Request
+from dist_trainer.doctor.shared_folder import Here, arrived, poll_s, read_new
 from dist_trainer.doctor.subject import Subject
-from dist_trainer.doctor.together import ARRIVE_WITHIN_S, SHARED, arrived
+from dist_trainer.doctor.together import ARRIVE_WITHIN_S, SHARED
 from dist_trainer.errors import DistTrainerError
+from dist_trainer.launchers.signals import StopRequests
 from dist_trainer.slurm.on_nodes import OnNodes, on_nodes, python, wait_until_over
 from dist_trainer.slurm.reasons import why_it_waits
 from dist_trainer.slurm.scheduler import SchedulerUnavailable
 
-_NODES_WITHIN_S = 150.0
-_SEEN_WITHIN_S = 10.0
+_NODES_WITHIN_S = 300.0
+_SEEN_WITHIN_S = 30.0
 _POLL_S = 0.1
+_SIGNAL_EVERY_S = 2.0
 _ASK_EVERY_S = 5.0
 _MUST_BE_ALIKE = ("python", "torch", "numpy", "dist-trainer")
 _ALL = "nodes"
 
 
 def examine_nodes(
-    subject: Subject, *, minutes: int, wait_s: float, say: Callable[[str], None]
+    subject: Subject, *, minutes: int, wait_s: float, say: Callable[[str], None], requests: StopRequests
 ) -> list[Finding]:
-    """What each node found, one finding a node, then what holds of all of them."""
+    """What each node found, one finding a node, then what holds of all of them.
+
+    A request to stop raises StopRequested, only while nodes are waited for: then srun and its job are ended, and the
+    folder goes, whatever else is asked meanwhile.
+    """
     job = SlurmJob.from_environment()
     size = job.node_count if job is not None else subject.config.slurm.nodes
     try:
@@ -39,8 +44,9 @@ def examine_nodes(
             write_json(folder / "request.json", asdict(request))
             command = python("dist_trainer.doctor.node", str(folder))
             with on_nodes(subject.config.slurm, command, minutes=minutes) as running:
-                problem = _wait(running, folder, size, wait_s, say)
-                reports = _reports(folder, size) if problem is None else []
+                with requests.interrupting():
+                    problem = _wait(running, folder, size, wait_s, say)
+                    reports = _reports(folder, size) if problem is None else []
                 return [
                     *_of_nodes(reports),
                     *([problem] if problem else _of_all(reports, running, size, subject)),
@@ -57,7 +63,7 @@ def _wait(
 ) -> Finding | None:
     """Wait for the nodes to arrive, send them the signal that they wait for, and wait for their end."""
     deadline, asked, told = time.monotonic() + wait_s, 0.0, ""
-    while not (running.is_over or arrived(folder, size) or _blind(running)):
+    while not (running.is_over or arrived(folder, size) or _saying(running, BLIND)):
         if running.own_job and time.monotonic() - asked > _ASK_EVERY_S:
             asked, reason = time.monotonic(), running.why_it_waits()
             words = "" if reason is None else f"job {running.own_job} waits: {why_it_waits(reason)}"
@@ -67,14 +73,16 @@ def _wait(
         if time.monotonic() > deadline:
             return _never_began(running, wait_s, told)
         time.sleep(_POLL_S)
-    _send_signal(running, folder, size)
+    for here in arrived(folder, size).values():
+        running.note_step(here.step)
+    _send_signal(running, _let_arrive(running, folder, size))
     wait_until_over(running, _NODES_WITHIN_S)
     return None
 
 
-def _blind(running: OnNodes) -> list[str]:
-    """The nodes that say that they do not see the folder."""
-    return sorted(line.split()[1] for line in running.heard if line.startswith(f"{BLIND} "))
+def _saying(running: OnNodes, word: str) -> list[str]:
+    """The nodes that have printed this: that they do not see the folder, or that they were signalled."""
+    return sorted(line.split()[1] for line in running.heard if line.startswith(f"{word} "))
 
 
 def _never_began(running: OnNodes, wait_s: float, told: str) -> Finding:
@@ -85,28 +93,37 @@ def _never_began(running: OnNodes, wait_s: float, told: str) -> Finding:
     return Finding(_ALL, "warning", f"{words}; no longer waited for after {wait_s:g} s", advice)
 
 
-def _send_signal(running: OnNodes, folder: Path, size: int) -> None:
-    """Once all have arrived, or those who come have."""
-    deadline = time.monotonic() + ARRIVE_WITHIN_S
-    while len(found := arrived(folder, size)) + len(_blind(running)) < size:
+def _let_arrive(running: OnNodes, folder: Path, size: int) -> dict[int, Here]:
+    """All of them, or those who come in time."""
+    deadline, found = time.monotonic() + ARRIVE_WITHIN_S, dict[int, Here]()
+    while len(found := arrived(folder, size, found)) + len(_saying(running, BLIND)) < size:
         if running.is_over or time.monotonic() > deadline:
             break
+        time.sleep(max(_POLL_S, poll_s(size)))
+    return found
+
+
+def _send_signal(running: OnNodes, there: dict[int, Here]) -> None:
+    """Until each of those that are there has had it."""
+    deadline, sent = time.monotonic() + SIGNAL_WITHIN_S, 0.0
+    while len(_saying(running, SIGNALLED)) < len(there):
+        if running.is_over or time.monotonic() > deadline:
+            return
+        if time.monotonic() - sent > _SIGNAL_EVERY_S:
+            running.signal(there[min(there)].step)
+            sent = time.monotonic()
         time.sleep(_POLL_S)
-    if found:
-        running.signal(next(iter(found.values())).step)
 
 
 def _reports(folder: Path, size: int) -> list[Report]:
     """Those that can be seen; what another node wrote last may take a moment."""
     deadline, found = time.monotonic() + _SEEN_WITHIN_S, dict[int, Report]()
     while True:
-        for rank in range(size):
-            with suppress(OSError, ValueError):
-                found[rank] = read_record(Report, (folder / f"report-{rank}.json").read_bytes())
+        found = read_new(Report, folder, "report-{}.json", size, found)
         is_all = len(found) == len(arrived(folder, size))
         if is_all or time.monotonic() > deadline:
-            return [found[rank] for rank in sorted(found)]
-        time.sleep(_POLL_S)
+            return list(found.values())
+        time.sleep(max(_POLL_S, poll_s(size)))
 
 
 def _of_nodes(reports: Sequence[Report]) -> Iterator[Finding]:
@@ -117,7 +134,7 @@ def _of_nodes(reports: Sequence[Report]) -> Iterator[Finding]:
 
 
 def _of_all(reports: Sequence[Report], running: OnNodes, size: int, subject: Subject) -> Iterator[Finding]:
-    blind = _blind(running)
+    blind = _saying(running, BLIND)
     if blind:
         words = "the folder of runs is not there, or not the one of this machine"
         advice = "--runs must be on a file system that every node sees, under the same path"

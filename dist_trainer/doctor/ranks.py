@@ -11,22 +11,25 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from dist_trainer.adapters.interfaces import listen_on
 from dist_trainer.adapters.interpreter import importing, leave
+from dist_trainer.adapters.listening import listen_on
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.adapters.records import read_record
-from dist_trainer.doctor.findings import Finding
-from dist_trainer.doctor.gpus import count_gpus, driver_version, judge_cuda
+from dist_trainer.doctor.findings import Finding, count
+from dist_trainer.doctor.gpus import driver_version, judge_cuda
 from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 
 if TYPE_CHECKING:
     from dist_trainer.adapters.all_reduce_times import Store
 
 _HERE = "127.0.0.1"
+_IMPORT_S = 30.0  # from a slow disk torch takes most of it
 _TIMEOUT_S = 3.0  # on one machine; nothing there takes a tenth of it
 _NCCL_S, _ACROSS_S = 20.0, 8.0
+_UNKNOWN = 255  # the exit code of who could not ask CUDA
 _NCCL_ADVICE = (
     "NCCL_DEBUG=INFO before the command tells more; fewer launch.workers_per_node may do without a GPU"
 )
@@ -48,14 +51,20 @@ class Meeting:
 
         return store_at(self.address, self.port, self.size, listens_by=self.listens_by, timeout_s=timeout_s)
 
+    def meet(self, store: "Store", place: str, *, timeout_s: float) -> int:
+        """Wait until all are there, so that nobody's time runs while another is elsewhere; how many came."""
+        deadline = time.monotonic() + timeout_s
+        store.add(place, 1)
+        while (came := store.add(place, 0)) < self.size and time.monotonic() < deadline:
+            time.sleep(min(0.5, 0.005 * self.size))  # the first rank answers all of them
+        return came
+
     def leave(self, store: "Store", *, timeout_s: float) -> None:
         """The first rank is the store: it stays until the others have done with it."""
-        deadline = time.monotonic() + timeout_s
-        store.add("done", 1)
-        while (
-            self.listens_by is not None and store.add("done", 0) < self.size and time.monotonic() < deadline
-        ):
-            time.sleep(0.01)
+        if self.listens_by is not None:
+            self.meet(store, "done", timeout_s=timeout_s)
+        else:
+            store.add("done", 1)
 
 
 @dataclass(frozen=True)
@@ -68,13 +77,24 @@ class Plan:
     across: Meeting | None = None
     common: tuple[str, ...] = ()
 
+    @property
+    def within_s(self) -> float:
+        """How long all of it may take: each interface its time-out, and one more for who is late."""
+        found_s = _IMPORT_S + _TIMEOUT_S * (len(self.interfaces) + 1)
+        if self.uses_gpus:
+            found_s += 2 * _NCCL_S  # to ask CUDA, and to use it
+        if self.across is not None:
+            found_s += _IMPORT_S + _ACROSS_S * (len(self.common) + 2)  # another node may import it so long
+        return found_s
+
 
 def main(plan: Plan) -> None:
     """One after the other, so that none disturbs another's times."""
     with importing():
         import torch
     _tell(Finding("torch", "fine", f"{torch.__version__}, imported"))
-    if any(codes := _fork(2, lambda meeting: _gloo(meeting, "gloo on", plan.interfaces, _TIMEOUT_S))):
+    here = partial(_gloo, label="gloo on", interfaces=plan.interfaces, timeout_s=_TIMEOUT_S)
+    if any(codes := _fork(2, partial(here, begin_within_s=_TIMEOUT_S))):
         advice = 'python -m dist_trainer.doctor.ranks \'{"interfaces": ["lo"]}\' shows the error'
         _tell(Finding("gloo", "broken", f"two ranks ended with {codes[0]} and {codes[1]}", advice))
     gpus = _gpus_by_cuda() if plan.uses_gpus else 0
@@ -83,35 +103,67 @@ def main(plan: Plan) -> None:
         _tell(Finding("NCCL", "skipped", "no GPU to try it on"))
     elif any(codes := _fork(gpus, _nccl)):
         _tell(
-            Finding("NCCL", "broken", f"a rank ended with {min(codes)}, on {count_gpus(gpus)}", _NCCL_ADVICE)
+            Finding(
+                "NCCL", "broken", f"a rank ended with {min(codes)}, on {count(gpus, 'GPU')}", _NCCL_ADVICE
+            )
         )
     if (across := plan.across) is not None:
-        _forked(across, lambda meeting: _between_nodes(meeting, plan.common))
-        os.wait()
+        pid = _forked(across, lambda meeting: _between_nodes(meeting, plan.common))
+        if code := _exit_code(pid):
+            advice = "torch or gloo below it crashed, or memory ran out: dmesg, or a core file, may tell more"
+            _tell(Finding("between nodes", "broken", f"the rank {_how(code)}", advice))
 
 
-def _gpus_by_cuda() -> int:
-    """Those that CUDA gives; asked in a process of its own, since who has asked can fork no more users of CUDA."""
+def _gpus_by_cuda() -> int | None:
+    """Those that CUDA gives; None where asking fails. Asked by a process of its own: who has asked can fork no more
+    users of CUDA."""
+    if not (pid := os.fork()):
+        code = _UNKNOWN
+        try:
+            kill_me_with_my_parent()
+            code = _visible_gpus()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    code = _exit_code(pid)
+    return code if 0 <= code < _UNKNOWN else None
+
+
+def _visible_gpus() -> int:
     import torch
 
-    if not (pid := os.fork()):
-        os._exit(min(torch.cuda.device_count(), 127) if torch.cuda.is_available() else 0)
-    return max(0, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return min(torch.cuda.device_count(), 127) if torch.cuda.is_available() else 0
 
 
-def _cuda(plan: Plan, gpus: int) -> Finding:
+def _exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _how(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
+
+
+def _cuda(plan: Plan, gpus: int | None) -> Finding:
     import torch
 
     if not plan.uses_gpus:
         return Finding("CUDA", "skipped", "launch.device is cpu")
+    if gpus is None:
+        advice = "python -c 'import torch; print(torch.cuda.device_count())' shows it; nvidia-smi"
+        return Finding("CUDA", "broken", "torch fails to count the GPUs", advice)
     build, cuda, wanted = torch.__version__, torch.version.cuda, plan.has_to_have_gpus
     return judge_cuda(gpus, is_wanted=wanted, build=build, cuda=cuda, driver=driver_version())
 
 
-def _gloo(meeting: Meeting, label: str, interfaces: Sequence[str], timeout_s: float) -> Iterator[Finding]:
+def _gloo(
+    meeting: Meeting, label: str, interfaces: Sequence[str], timeout_s: float, begin_within_s: float
+) -> Iterator[Finding]:
     from dist_trainer.adapters.all_reduce_times import gloo_times
 
-    store = meeting.open(timeout_s=timeout_s)
+    store = meeting.open(timeout_s=begin_within_s)
+    if (came := meeting.meet(store, "begin", timeout_s=begin_within_s)) < meeting.size:
+        raise RuntimeError(f"{came} of {meeting.size} ranks came within {begin_within_s:g} s")
     for interface in interfaces:
         name = f"{label} {interface}"
         try:
@@ -121,13 +173,15 @@ def _gloo(meeting: Meeting, label: str, interfaces: Sequence[str], timeout_s: fl
             yield Finding(name, "warning", f"no way: {_first_line(error)}", advice)
         else:
             yield Finding(name, "fine", measured=asdict(times))
+        if meeting.meet(store, f"after {interface}", timeout_s=timeout_s) < meeting.size:
+            return  # who is gone comes over no other one
     meeting.leave(store, timeout_s=timeout_s)
 
 
 def _nccl(meeting: Meeting) -> Iterator[Finding]:
     from dist_trainer.adapters.all_reduce_times import nccl_times, nccl_version
 
-    version = f"{nccl_version()} on {count_gpus(meeting.size)}"
+    version = f"{nccl_version()} on {count(meeting.size, 'GPU')}"
     store = meeting.open(timeout_s=_NCCL_S)
     try:
         times = nccl_times(store, meeting.rank, meeting.size, timeout_s=_NCCL_S)
@@ -139,10 +193,14 @@ def _nccl(meeting: Meeting) -> Iterator[Finding]:
 
 
 def _between_nodes(meeting: Meeting, interfaces: Sequence[str]) -> Iterator[Finding]:
+    if not interfaces:
+        words = "nothing was tried: no interface has the same name on all nodes"
+        advice = "gloo then takes the address of each node's name: see that those are on one network"
+        yield Finding("between nodes", "warning", words, advice)
     try:
-        yield from _gloo(meeting, "nodes over", interfaces, _ACROSS_S)
+        yield from _gloo(meeting, "nodes over", interfaces, _ACROSS_S, begin_within_s=_IMPORT_S)
     except RuntimeError as error:
-        words = f"no way to the first node at {meeting.address}:{meeting.port}: {_first_line(error)}"
+        words = f"no meeting with the first node at {meeting.address}:{meeting.port}: {_first_line(error)}"
         advice = "its name must lead to it from every node, and no firewall may keep the nodes' ports from each other"
         yield Finding("between nodes", "broken", words, advice)
 
@@ -160,7 +218,7 @@ def _fork(size: int, act: Callable[[Meeting], Iterator[Finding]]) -> list[int]:
     others = [Meeting(_HERE, port, rank, size) for rank in range(1, size)]
     pids = [_forked(meeting, act) for meeting in (first, *others)]
     os.close(descriptor)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return [_exit_code(pid) for pid in pids]
 
 
 def _forked(meeting: Meeting, act: Callable[[Meeting], Iterator[Finding]]) -> int:

@@ -30,7 +30,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-from dist_trainer.adapters.interfaces import listen_on
+from dist_trainer.adapters.listening import listen_on
 from dist_trainer.adapters.place import FENCE_VARIABLE
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import FencedOut

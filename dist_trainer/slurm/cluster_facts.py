@@ -11,8 +11,8 @@ _KILL_WAIT_S = 30.0  # SLURM's default
 def kill_wait_s() -> float:
     """How long SLURM waits between TERM and KILL; its default where the controller does not say."""
     with suppress(SchedulerUnavailable):
-        if found := re.search(r"^KillWait\s*=\s*(\d+)", ask(["scontrol", "show", "config"]), re.MULTILINE):
-            return float(found[1])
+        if found := re.match(r"\d+", settings().get("KillWait", "")):
+            return float(found[0])
     return _KILL_WAIT_S
 
 
@@ -23,19 +23,11 @@ def settings() -> dict[str, str]:
     return {match[1]: match[2].strip() for match in found if match}
 
 
-def partition(name: str | None) -> dict[str, str] | None:
-    """What scontrol says of a partition, or of the default one; None where there is no such."""
-    shown = ask(["scontrol", "show", "partition", "--oneliner"])
-    for line in shown.splitlines():
-        facts = dict(re.findall(r"(\w+)=(\S*)", line))
-        if facts.get("PartitionName") == name or (name is None and facts.get("Default") == "YES"):
-            return facts
-    return None
-
-
-def partition_names() -> list[str]:
-    """All that there are."""
-    return re.findall(r"PartitionName=(\S+)", ask(["scontrol", "show", "partition", "--oneliner"]))
+def partitions_by_name() -> dict[str, dict[str, str]]:
+    """What scontrol says of each, of hidden ones too. SchedulerUnavailable where it does not answer."""
+    lines = ask(["scontrol", "show", "partition", "--all", "--oneliner"]).splitlines()
+    found = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines)
+    return {facts["PartitionName"]: facts for facts in found if "PartitionName" in facts}
 
 
 def nodes_to_choose_from(job: str) -> list[str]:

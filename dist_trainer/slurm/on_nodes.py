@@ -26,8 +26,12 @@ _MOST_BYTES = 1 << 20
 class OnNodes:
     """The command as it runs; `said` is what srun said on standard error, `heard` what the nodes printed."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", out: IO[bytes], errors: IO[bytes]) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", out: IO[bytes], errors: IO[bytes], *, has_own_job: bool
+    ) -> None:
         self._process, self._out, self._errors = process, out, errors
+        self._has_own_job = has_own_job
+        self._job: str | None = None
 
     @property
     def is_over(self) -> bool:
@@ -50,9 +54,15 @@ class OnNodes:
 
     @property
     def own_job(self) -> str | None:
-        """The job that srun asked for, once it says so; None in a job that was there."""
+        """The job that srun asked for, once it or a node says so; None in a job that was there."""
+        if not self._has_own_job:
+            return None
         found = _JOB.search(_read(self._errors))
-        return found[1] if found else None
+        return found[1] if found else self._job
+
+    def note_step(self, step: str) -> None:
+        """A node's word for the step that it is in: srun names a job only where it had to wait for it."""
+        self._job = step.partition(".")[0] or None
 
     def why_it_waits(self) -> str | None:
         """SLURM's reason while the job is pending; None once it runs, or where nobody says."""
@@ -83,9 +93,10 @@ class OnNodes:
 def on_nodes(slurm: SlurmConfig, command: Sequence[str], *, minutes: int) -> Iterator[OnNodes]:
     """Start it on each node, once; `slurm.setup` comes before it. SchedulerUnavailable where there is no srun."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        job = SlurmJob.from_environment()
         try:
             process = subprocess.Popen(
-                srun_command(slurm, SlurmJob.from_environment(), command, minutes=minutes),
+                srun_command(slurm, job, command, minutes=minutes),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
@@ -93,7 +104,7 @@ def on_nodes(slurm: SlurmConfig, command: Sequence[str], *, minutes: int) -> Ite
             )
         except FileNotFoundError:
             raise SchedulerUnavailable(NO_SLURM) from None
-        running = OnNodes(process, out, errors)
+        running = OnNodes(process, out, errors, has_own_job=job is None)
         try:
             yield running
         finally:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from dist_trainer.config.sbatch_options import seconds_of
 from dist_trainer.slurm.scheduler import SchedulerUnavailable, ask
 
 _SINFO = "%P|%a|%l|%D|%c|%m|%G"
 _GPUS = re.compile(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)")
-_TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)$")
 _ACCOUNT_S = 5.0  # accounting may be elsewhere, and slow: a profile does without
 
 
@@ -83,8 +83,5 @@ def _number(text: str) -> int:
 
 
 def _minutes(text: str) -> int | None:
-    found = _TIME.match(text)
-    if found is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return max(1, (days * 24 + hours) * 60 + minutes + seconds // 60)
+    seconds = seconds_of(text)
+    return None if seconds is None else max(1, seconds // 60)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from torch.distributed import TCPStore
 
-from dist_trainer.adapters.interfaces import listen_on
+from dist_trainer.adapters.listening import listen_on
 from dist_trainer.adapters.place import Place, on_loopback_if_alone
 from tests.launchers.processes import REPOSITORY
 from tests.ports import LOOPBACK, listeners

@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from dist_trainer.doctor.checks import Check, run_checks
+from dist_trainer.doctor.checks import Check, let_checks_end, run_checks
+from dist_trainer.doctor.file_system import scratch
 from dist_trainer.doctor.findings import Finding, exit_code, with_measured
 
 
@@ -37,6 +39,23 @@ def test_a_check_that_hangs_is_a_finding_and_what_it_said_before_is_kept() -> No
     ]
     assert found[1].found == "no answer within 0.3 s"
     assert found[1].advice == "unplug it"
+
+
+@pytest.mark.timeout(20)
+def test_a_check_that_is_late_may_still_remove_what_it_made(tmp_path: Path) -> None:
+    inside, released = threading.Event(), threading.Event()
+
+    def late() -> Iterator[Finding]:
+        with scratch(tmp_path):
+            inside.set()
+            released.wait()
+        return iter(())
+
+    run_checks([Check("late", late, within_s=0.0)])
+    assert inside.wait(10)
+    threading.Timer(0.1, released.set).start()
+    let_checks_end(10.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_check_that_raises_is_a_finding_of_one_line() -> None:

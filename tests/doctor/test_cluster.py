@@ -39,9 +39,15 @@ class Cluster:
     def look(
         self, *values: str, settings: dict[str, str] | None = None, **partition: str
     ) -> dict[str, Finding]:
+        """What is said where one partition is so, beside a hidden one, `short`, of two hours and one node."""
         config = "\n".join(f"{key:<24}= {value}" for key, value in {**SETTINGS, **(settings or {})}.items())
         shown = " ".join(f"{key}={value}" for key, value in {**PARTITION, **partition}.items())
-        script = f"#!/bin/sh\nif [ $2 = config ]; then cat <<E\n{config}\nE\nelse echo '{shown}'; fi\n"
+        hidden = (
+            'case "$*" in *--all*) echo "PartitionName=short State=UP TotalNodes=1 MaxTime=2:00:00";; esac'
+        )
+        script = (
+            f"#!/bin/sh\nif [ $2 = config ]; then cat <<E\n{config}\nE\nelse echo '{shown}'; {hidden}; fi\n"
+        )
         path = self.folder / "scontrol"
         path.write_text(script)
         path.chmod(0o755)
@@ -64,6 +70,7 @@ def test_a_cluster_as_docs_want_it_is_fine(cluster: Cluster) -> None:
     ("values", "partition", "words"),
     [
         (["slurm.partition=cpu"], {}, "there is no cpu"),
+        (["slurm.partition='gpu,cpu'"], {}, "there is no cpu"),
         (["slurm.nodes=5"], {}, "slurm.nodes is 5"),
         (["slurm.nodes=3"], {"MaxNodes": "2"}, "slurm.nodes is 3"),
         (["slurm.time=2-00:00:00"], {}, "slurm.time is 2-00:00:00"),
@@ -79,11 +86,26 @@ def test_what_the_partition_does_not_give_is_broken(
     assert "slurm." in found.advice
 
 
+def test_of_a_list_of_partitions_one_has_to_give_it(cluster: Cluster, tmp_path: Path) -> None:
+    assert cluster.look("slurm.partition=short")["partition"].state == "fine"  # though it is hidden
+    both = check_cluster(subject_of(["slurm.partition='gpu,short'", "slurm.nodes=2"], tmp_path))
+    assert [(each.state, each.found) for each in both if each.name == "partition"] == [
+        ("fine", "gpu: 4 nodes, at most 1-00:00:00"),
+        ("warning", "short: 1 node, at most 2:00:00; slurm.nodes is 2"),
+    ]
+
+
+def test_where_none_is_the_default_the_cluster_may_still_choose(cluster: Cluster) -> None:
+    found = cluster.look(Default="NO")["partition"]
+    assert (found.state, found.found) == ("warning", "none is the default")
+    assert "one of gpu, short" in found.advice
+
+
 @pytest.mark.parametrize(
     ("settings", "partition", "words"),
     [
         ({}, {"GraceTime": "0"}, "without a GraceTime: TERM at once, and 30 s to save"),
-        ({"SlurmctldParameters": "(null)"}, {}, "without preempt_send_user_signal"),
+        ({"SlurmctldParameters": "(null)"}, {}, "without PreemptParameters=send_user_signal"),
         ({}, {"PreemptMode": "CANCEL"}, "ended, and not requeued"),
         ({}, {"PreemptMode": "GANG,SUSPEND"}, "suspended"),
     ],
@@ -100,7 +122,7 @@ def test_where_nothing_preempts_there_is_nothing_to_say(cluster: Cluster) -> Non
     assert cluster.look(settings={"PreemptType": "preempt/none"})["preemption"].state == "fine"
     newer = {
         "SlurmctldParameters": "(null)",
-        "PreemptParameters": "send_user_signal,preempt_send_user_signal",
+        "PreemptParameters": "strict_order,send_user_signal",
     }
     assert cluster.look(settings=newer)["preemption"].state == "fine"
 

@@ -38,6 +38,21 @@ def test_a_good_disk_keeps_every_promise_and_nothing_is_left_on_it(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_one_left_a_day_ago_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    names = (".doctor-0123456789abcdef", ".doctor-fedcba9876543210", ".doctor-notes", "run")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / ".doctor-aaaaaaaaaaaaaaaa").symlink_to(tmp_path / "run")
+    for name in (names[0], *names[2:]):
+        os.utime(tmp_path / name, (1.0, 1.0))
+    os.utime(tmp_path / ".doctor-aaaaaaaaaaaaaaaa", (1.0, 1.0), follow_symlinks=False)
+    assert one(check_clock("clock", tmp_path)).state == "fine"
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == sorted([*names[1:], ".doctor-aaaaaaaaaaaaaaaa"])
+    assert (tmp_path / "run" / "file").exists()
+
+
 def test_a_full_disk_is_broken_and_says_to_make_room(tmp_path: Path) -> None:
     with mounted(tmp_path / "full", "size=64k") as disk:
         with (disk / "filling").open("wb") as stream, pytest.raises(OSError):

@@ -26,11 +26,20 @@ def look(tmp_path: Path, uri: str) -> Finding:
 
 
 @contextmanager
-def answering(code: int, says: str) -> Iterator[str]:
+def answering(
+    code: int, says: str, *, login: str = "", to: str = "", heard: list[str | None] | None = None
+) -> Iterator[str]:
+    """A server that may want a login, or send everybody on; `heard` is what it was shown."""
+
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            shown = self.headers["Authorization"]
+            if heard is not None:
+                heard.append(shown)
             body = b"OK" if self.path == "/health" else says.encode()
-            self.send_response(code)
+            self.send_response(401 if login and shown != login else code)
+            if to:
+                self.send_header("Location", f"{to}{self.path}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -70,6 +79,47 @@ def test_a_server_that_is_another_is_a_warning(code: int, says: str, word: str, 
     assert found.state == "warning"
     assert word in found.found
     assert found.advice
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Without a login of the one who runs the tests."""
+    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    place = tmp_path / "home"
+    place.mkdir()
+    monkeypatch.setenv("HOME", str(place))
+    return place
+
+
+def test_the_login_is_that_of_mlflow_s_own_client(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(200, OURS, login="Basic bWU6c2VjcmV0") as uri:  # me:secret
+        assert "wants a login" in look(tmp_path, uri).found
+        (home / ".mlflow").mkdir()
+        (home / ".mlflow" / "credentials").write_text(
+            "[mlflow]\nmlflow_tracking_username = me\nmlflow_tracking_password = other%\n"
+        )
+        assert "refuses the login (HTTP 401)" in look(tmp_path, uri).found
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+        assert look(tmp_path, uri).state == "fine"
+    (home / ".mlflow" / "credentials").unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token")
+    with answering(200, OURS, login="Bearer token") as uri:
+        assert look(tmp_path, uri).state == "fine"
+
+
+def test_a_login_is_not_shown_to_where_a_server_sends_us_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token")
+    first: list[str | None] = []
+    other: list[str | None] = []
+    with answering(200, OURS, heard=other) as there, answering(302, "", to=there, heard=first) as uri:
+        assert look(tmp_path, uri).state == "fine"
+    assert first == ["Bearer token"] * 2
+    assert other == [None] * 2
 
 
 def test_a_port_that_refuses_is_a_warning_without_the_password(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.doctor.findings import Finding
+from dist_trainer.doctor.node import installed_versions
 from dist_trainer.doctor.subject import Subject, subject_of
 from dist_trainer.doctor.versions import check_packages, check_python
 
@@ -77,6 +78,15 @@ def test_what_others_need_is_a_warning(subject: Subject, site: Path) -> None:
     pretend(site, "middle", "1.0", "numpy<1")
     found = [each for each in check_packages(subject) if each.state == "warning"]
     assert [each.advice for each in found] == ["pip install 'numpy<1'"]
+
+
+def test_what_an_interrupted_pip_left_has_no_name_and_is_no_package(site: Path) -> None:
+    (site / "~umpy-1.26.4.dist-info").mkdir()
+    pretend(site, "some-package", "1.2")
+    found = installed_versions()
+    assert found["some-package"] == "1.2"
+    assert found["torch"] == version("torch")
+    assert all(isinstance(text, str) for each in found.items() for text in each)
 
 
 def test_a_torchvision_of_another_torch_is_broken(subject: Subject, site: Path) -> None:

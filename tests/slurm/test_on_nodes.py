@@ -1,8 +1,11 @@
 """How one command is started on every node: tests/cluster/test_doctor.py starts some."""
 
+import subprocess
+from tempfile import TemporaryFile
+
 from dist_trainer.adapters.slurm_job import SlurmJob
 from dist_trainer.config.schema import SlurmConfig
-from dist_trainer.slurm.on_nodes import srun_command
+from dist_trainer.slurm.on_nodes import OnNodes, srun_command
 
 SLURM = SlurmConfig(nodes=3, partition="gpu", options={"cpus-per-task": 8, "signal": "USR2@60"})
 
@@ -33,3 +36,17 @@ def test_setup_comes_before_the_command_and_is_given_no_word_of_it() -> None:
         "python",
         "a b; c",
     ]
+
+
+def test_a_job_that_was_granted_at_once_is_known_by_a_node_s_word_and_one_that_was_there_is_not_ours() -> (
+    None
+):
+    with TemporaryFile() as out, TemporaryFile() as errors, subprocess.Popen(["true"]) as process:
+        ours, there = (OnNodes(process, out, errors, has_own_job=each) for each in (True, False))
+        assert ours.own_job is None
+        for each in (ours, there):
+            each.note_step("77.0")
+        assert (ours.own_job, there.own_job) == ("77", None)
+        errors.write(b"srun: job 78 queued and waiting for resources\n")
+        errors.flush()
+        assert (ours.own_job, there.own_job) == ("78", None)
