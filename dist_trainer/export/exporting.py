@@ -6,21 +6,18 @@ Everything is made in a folder beside the one it is for, and moved into it at th
 import hashlib
 import importlib.util
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.adapters.files import make_private_folder, replace_file, write_json
+from dist_trainer.adapters.files import write_json
 from dist_trainer.config.load import read_sections
 from dist_trainer.config.redact import redact
 from dist_trainer.errors import ExportError, NoUsableCheckpoint, UsageError
+from dist_trainer.export.place import put, work_folder
 from dist_trainer.export.request import (
     BATCH_SIZES,
     FILES,
@@ -33,7 +30,6 @@ from dist_trainer.export.request import (
 )
 from dist_trainer.run_folder import RunFolder
 
-CARD = "export.json"
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 _LAST_WORDS = 12  # lines of a process that failed
 _COMPARED = "max|got - model's| / max|model's| of each output, for rows of the run's own data"
@@ -41,10 +37,11 @@ _COMPARED = "max|got - model's| / max|model's| of each output, for rows of the r
 
 @dataclass(frozen=True)
 class Exported:
-    """Where the files are, and what export.json says of them."""
+    """Where the files are, what export.json says of them, and which of an earlier export's went from there."""
 
     folder: Path
     card: dict[str, Any]
+    removed: tuple[str, ...] = ()
 
     @property
     def paths(self) -> list[Path]:
@@ -60,14 +57,13 @@ def export(run: RunFolder, request: Request, output: Path | None) -> Exported:
     """
     check_request(run, request)
     folder = output.absolute() if output else run.path / "export" / request.format
-    check_place(run, folder)
-    with _work_folder(folder) as work:
+    with work_folder(run, folder) as work:
         request.write(work)
         card = _written(run, work)
         card["files"] = files_in(work / MADE)
         card["checked"] = _checked(run, request, work, card)
-        _put(work / MADE, card, folder)
-    return Exported(folder, card)
+        removed = put(run, work / MADE, card, folder)
+    return Exported(folder, card, removed)
 
 
 def check_request(run: RunFolder, request: Request) -> None:
@@ -88,52 +84,6 @@ def check_request(run: RunFolder, request: Request) -> None:
             f"{run.info().working_folder}: the folder that run {run.path.name} was begun in is gone, and with it the "
             "modules and data that its configuration names; bring it back"
         )
-
-
-def check_place(run: RunFolder, folder: Path) -> None:
-    """UsageError where files stand that are not an earlier export of this run."""
-    there = [name for name in (*FILES.values(), CARD) if os.path.lexists(folder / name)]
-    if there and _owner_of(folder) != run.info().run_id:
-        raise UsageError(
-            f"{folder / there[0]} is there already, and is no export of run {run.path.name}; move it away, or give "
-            "another --output"
-        )
-
-
-def _owner_of(folder: Path) -> str | None:
-    """The id of the run that the export there is of."""
-    try:
-        found = json.loads((folder / CARD).read_text())
-    except (OSError, ValueError):
-        return None
-    return str(found["run_id"]) if isinstance(found, dict) and "run_id" in found else None
-
-
-@contextmanager
-def _work_folder(folder: Path) -> Iterator[Path]:
-    """A folder of ours in `folder`, which is made; both are gone after a failure, if they were not there."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_private_folder(folder)
-    work = Path(tempfile.mkdtemp(prefix=".work-", dir=folder))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        for path in missing:
-            with suppress(OSError):  # it has the export
-                path.rmdir()
-
-
-def _put(made: Path, card: dict[str, Any], folder: Path) -> None:
-    """Move the files to where they belong, export.json last; those of an earlier export that are not in it go."""
-    for name in set(FILES.values()) - card["files"].keys():
-        (folder / name).unlink(missing_ok=True)
-    (folder / CARD).unlink(missing_ok=True)  # of other files than those that come now
-    for name in card["files"]:
-        with (made / name).open("rb") as file:
-            os.fsync(file.fileno())
-        (made / name).replace(folder / name)
-    replace_file(folder / CARD, (json.dumps(card, indent=1) + "\n").encode())
 
 
 def _written(run: RunFolder, work: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ FILES = {
     "onnx": "model.onnx",
     "torchscript": "model.torchscript.pt",
 }
+ONNX_WEIGHTS = "model.onnx.data"  # beside model.onnx where it would be too large
 WEIGHTS_ALONE = frozenset({"state_dict", "safetensors"})  # these need the model's class to be loaded
 METHODS = ("trace", "script")
 BATCH_SIZES = (1, 7)
