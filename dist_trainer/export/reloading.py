@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.adapters.interpreter import leave
+from dist_trainer.adapters.parent_death import kill_me_with_my_parent
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.checkpoint.weights import load_weights
 from dist_trainer.config.load import read_config
 from dist_trainer.export.loading import Model, as_model, check, compared, read_job
-from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.worker import build_model
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dist_trainer.adapters.files import write_json
 from dist_trainer.adapters.interpreter import leave
+from dist_trainer.adapters.parent_death import kill_me_with_my_parent
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.checkpoint.choose import choose, open_store
 from dist_trainer.checkpoint.manifest import MANIFEST
@@ -25,7 +26,6 @@ from dist_trainer.export.conversion import convert
 from dist_trainer.export.example import Call, example_calls
 from dist_trainer.export.request import ANSWER, CALLS, JOB, MADE, TOLERANCE, Request, answer_problem
 from dist_trainer.inference import load_weights_of
-from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.worker import build_datasets, build_model, build_task
 

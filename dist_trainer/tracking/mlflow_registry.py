@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.adapters.interpreter import importing, leave
+from dist_trainer.adapters.parent_death import kill_me_with_my_parent
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.config.redact import redact
 from dist_trainer.errors import DistTrainerError, UsageError
@@ -141,6 +142,7 @@ def _description(card: dict[str, Any]) -> str:
 def main(run_folder: str, folder: str, name: str) -> None:
     """The process itself: one line of JSON."""
     keep_private()
+    kill_me_with_my_parent()  # what it was given to upload is no use then: no version names it
     warnings.simplefilter("ignore")  # mlflow's imports; nobody can act on them
     run = RunFolder.open(run_folder)
     database = RunSettings.read(run).database
