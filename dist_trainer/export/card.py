@@ -8,6 +8,7 @@
  "checked": {"batch_sizes", "tolerance", "largest_difference", "what"}}
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from dist_trainer.checkpoint.manifest import Checkpoint
 from dist_trainer.config.redact import redact_value
-from dist_trainer.config.schema import Config
+from dist_trainer.config.schema import Config, Target
 from dist_trainer.export.example import Call, source_of
 from dist_trainer.export.request import Request
 from dist_trainer.export.shapes import described_inputs, described_outputs
@@ -45,7 +46,7 @@ def make_card(
         "outputs": described_outputs(calls),
         "classes": class_names(datasets[split]),
         "preprocessing": preprocessing(datasets[split]),
-        "data": {"split": split, **_shown(getattr(config.data, split) or config.data.train)},
+        "data": {"split": split, **shown(getattr(config.data, split) or config.data.train)},
     }
 
 
@@ -71,7 +72,8 @@ def _whole(dataset: Any) -> Any:
     return dataset
 
 
-def _shown(target: Any) -> dict[str, Any]:
+def shown(target: Target) -> dict[str, Any]:
+    """A target as it is configured, without secrets."""
     return {key: _redacted(key, value) for key, value in target.model_dump().items()}
 
 
@@ -80,4 +82,6 @@ def _redacted(key: str, value: Any) -> Any:
         return {name: _redacted(f"{key}.{name}", item) for name, item in value.items()}
     if isinstance(value, list):
         return [_redacted(key, item) for item in value]
-    return redact_value(key, value) if isinstance(value, str) else value
+    text = value if isinstance(value, str) else json.dumps(value, default=str)  # a password may be a number
+    shown = redact_value(key, text)
+    return value if shown == text else shown
