@@ -4,8 +4,10 @@
  "weights": "trained" | "averaged", "trained_with": precision, "torch": version,
  "exported_as": "onnx", "method": "trace" | "script" | null, "files": {name: {"size", "sha256"}},
  "inputs": [{"name", "shape": ["batch", 64], "dtype", "given": "by position" | "by name"}], "outputs": [...],
- "classes": [names] | null, "preprocessing": [steps, in order] | null, "data": {"split", the data set's section},
- "checked": {"batch_sizes", "tolerance", "largest_difference", "what"}}
+ "classes": [names] | null, "preprocessing": [steps, in order] | null, "data": {"split", "dataset": its section},
+ "checked": {"batch_sizes", "tolerance", "largest_difference", "what", "without_dist_trainer"}}
+
+While the files are moved to their place it is {"run_id", "unfinished": what to do, "files": {name: null}}.
 """
 
 import json
@@ -46,8 +48,13 @@ def make_card(
         "outputs": described_outputs(calls),
         "classes": class_names(datasets[split]),
         "preprocessing": preprocessing(datasets[split]),
-        "data": {"split": split, **shown(getattr(config.data, split) or config.data.train)},
+        "data": described_data(config, split),
     }
+
+
+def described_data(config: Config, split: str) -> dict[str, Any]:
+    """The split that the example rows are of, and its data set: that of data.train where data.split holds it out."""
+    return {"split": split, "dataset": shown(getattr(config.data, split) or config.data.train)}
 
 
 def class_names(dataset: Any) -> list[str] | None:
