@@ -132,7 +132,7 @@ def _exported(model: nn.Module, calls: list[Call]) -> Any:
 def _plain_outputs(model: nn.Module) -> Iterator[None]:
     """In this block the model gives a dict for a mapping of a class of its own: a program that names the class could
     be loaded only where that is installed."""
-    own = model.forward
+    own, replaced = model.forward, vars(model).get("forward")
 
     @wraps(own)
     def forward(*args: Any, **keywords: Any) -> Any:
@@ -143,7 +143,10 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.forward
+        if replaced is None:
+            del model.forward
+        else:
+            model.forward = replaced
 
 
 def _write_onnx(model: nn.Module, calls: list[Call], path: Path) -> None:

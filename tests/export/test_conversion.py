@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dist_trainer.errors import ExportError
 from dist_trainer.export.conversion import convert, is_of_the_machine
@@ -73,3 +73,15 @@ def test_what_is_not_for_safetensors_is_for_a_state_dict(tmp_path: Path) -> None
         ExportError, match=r"_extra_state is no tensor.*; instead, --format state_dict works$"
     ):
         write(Counting(4, 2), tmp_path, "safetensors")
+
+
+def test_a_forward_that_the_model_was_given_is_its_own_again(tmp_path: Path) -> None:
+    model = nn.Linear(4, 2)
+
+    def doubled(inputs: Tensor) -> Tensor:
+        return 2 * nn.functional.linear(inputs, model.weight, model.bias)
+
+    model.forward = doubled  # type: ignore[method-assign]
+    write(model, tmp_path, "torch-export")
+    assert model.forward is doubled
+    write(nn.Linear(4, 2), tmp_path, "torch-export")
