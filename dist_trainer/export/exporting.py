@@ -20,6 +20,7 @@ from dist_trainer.errors import ExportError, NoUsableCheckpoint, UsageError
 from dist_trainer.export.place import put, work_folder
 from dist_trainer.export.request import (
     BATCH_SIZES,
+    COMPARED,
     FILES,
     JOB,
     MADE,
@@ -32,7 +33,7 @@ from dist_trainer.run_folder import RunFolder
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 _LAST_WORDS = 12  # lines of a process that failed
-_COMPARED = "max|got - model's| / max|model's| of each output, for rows of the run's own data"
+_MEASURE = "max|got - model's| / max|model's| of each output, for rows of the run's own data"
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def _written(run: RunFolder, work: Path) -> dict[str, Any]:
     try:
         answer = read_answer(work)
     except FileNotFoundError:
-        last = redact("\n".join(words.strip().splitlines()[-_LAST_WORDS:]))
-        raise ExportError(f"the process that exports ended without a word:\n{last}") from None
+        raise ExportError(f"the process that exports ended without a word:\n{_last_words(words)}") from None
     if "problem" in answer:
         kinds = {kind.exit_code: kind for kind in (ExportError, UsageError, NoUsableCheckpoint)}
         raise kinds.get(answer["exit_code"], ExportError)(answer["problem"])
@@ -114,7 +114,7 @@ def _checked(run: RunFolder, request: Request, work: Path, card: dict[str, Any])
     else:
         script = Path(__file__).with_name("loading.py")
         words = _run(["-P", str(script), str(work / JOB)], folder=work)
-    found = _results(request, words)
+    found = _results(request, work, words)
     for call in found:
         if call["problem"]:
             raise ExportError(
@@ -125,24 +125,26 @@ def _checked(run: RunFolder, request: Request, work: Path, card: dict[str, Any])
         "batch_sizes": list(BATCH_SIZES),
         "tolerance": TOLERANCE,
         "largest_difference": max(call["difference"] for call in found),
-        "what": _COMPARED,
+        "what": _MEASURE,
         "without_dist_trainer": request.format not in WEIGHTS_ALONE,
     }
 
 
-def _results(request: Request, output: str) -> list[dict[str, Any]]:
-    """The comparison's one line; ExportError with what was said where the file could not even be loaded."""
-    lines = output.strip().splitlines() or ["no word"]
+def _results(request: Request, work: Path, output: str) -> list[dict[str, Any]]:
+    """How each call compares; ExportError with what was said where there is nothing to compare."""
     try:
-        found = json.loads(lines[-1])
-    except ValueError:
-        found = "\n".join(lines[-_LAST_WORDS:])
-    if isinstance(found, str):
+        found = json.loads((work / COMPARED).read_text())
+    except FileNotFoundError:
+        found = {"problem": f"ends the process that loads it without a word:\n{_last_words(output)}"}
+    if "problem" in found:
         raise ExportError(
-            f"exported as {request.words}, the model cannot be loaded in a fresh process: {redact(found)}; "
-            f"{_nothing_kept(request)}"
+            f"exported as {request.words}, the model {redact(found['problem'])}; {_nothing_kept(request)}"
         )
-    return list(found)
+    return list(found["calls"])
+
+
+def _last_words(output: str) -> str:
+    return redact("\n".join(output.strip().splitlines()[-_LAST_WORDS:]) or "no word")
 
 
 def _nothing_kept(request: Request) -> str:

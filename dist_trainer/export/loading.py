@@ -1,8 +1,10 @@
 """Loads an exported file as anybody would, in a process without this package, and compares what it gives:
 python -P loading.py JOB.json ...
 
-A job names the file, its sha256, the calls and the outputs that they must give; one line of JSON for each says how
-they compare. This module imports nothing of the package: run as a program it makes that impossible.
+A job names the file, its sha256, the calls and the outputs that they must give. compared.json beside it says how they
+compare: {"calls": [{"rows", "difference", "problem"}]}, or {"problem"} where the file cannot be used at all; what
+libraries print is no part of it. This module imports nothing of the package: run as a program it makes that
+impossible.
 """
 
 import ctypes
@@ -26,7 +28,7 @@ def compared(path: str, sha256: str) -> str:
     """The path, once its bytes are those that were written a moment ago."""
     with Path(path).open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise SystemExit(f"{path}: its bytes are not those that were written")
+            raise ValueError(f"{path}: its bytes are not those that were written")
     return path
 
 
@@ -66,13 +68,32 @@ def _difference(wanted: Array, found: Array) -> tuple[float, float]:
     return (float(np.abs(a - b).max()), float(np.abs(a).max())) if a.size else (0.0, 0.0)
 
 
-def check(job: Mapping[str, Any], model: Model) -> list[dict[str, Any]]:
-    """Each call's rows, largest difference and problem."""
-    found = []
+def check(job: Mapping[str, Any], load: Callable[[Mapping[str, Any]], Model]) -> dict[str, Any]:
+    """Each call's rows, largest difference and problem; or the one problem of a file that cannot be used."""
+    try:
+        model = load(job)
+    except Exception as error:  # its loader's own, of any kind
+        return {"problem": f"cannot be loaded in a fresh process: {_first_line(error)}"}
+    calls = []
     for call in job["calls"]:
-        difference, problem = compare(call["expected"], model(call), job["tolerance"])
-        found.append({"rows": call["rows"], "difference": difference, "problem": problem})
-    return found
+        try:
+            got = model(call)
+        except Exception as error:
+            what = f"is loaded in a fresh process and fails there for a batch of {call['rows']}"
+            return {"problem": f"{what}: {_first_line(error)}"}
+        difference, problem = compare(call["expected"], got, job["tolerance"])
+        calls.append({"rows": call["rows"], "difference": difference, "problem": problem})
+    return {"calls": calls}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def answer(path: Path, found: Mapping[str, Any]) -> None:
+    """Leave what was found beside the job."""
+    path.with_name("compared.json").write_text(json.dumps(found))
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -179,15 +200,8 @@ def main(*paths: str) -> None:
     end_with_parent()
     sys.modules["dist_trainer"] = None  # type: ignore[assignment]
     warnings.simplefilter("ignore")  # torch says again what was said when the file was written
-    for path in paths:
-        job = read_job(Path(path))
-        try:
-            model = load(job)
-        except Exception as error:  # its loader's own, of any kind
-            said = str(error).strip().splitlines() or ["no message"]
-            print(json.dumps(f"{type(error).__name__}: {said[0]}"), flush=True)
-            continue
-        print(json.dumps(check(job, model)), flush=True)
+    for path in map(Path, paths):
+        answer(path, check(read_job(path), load))
 
 
 if __name__ == "__main__":

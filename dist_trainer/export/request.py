@@ -5,6 +5,7 @@
 <work>/answer.json        {"problem", "exit_code"}, or {"card": ...}: see card.py
 <work>/calls.safetensors  tensors of the example calls and of what the run's model gives for them
 <work>/job.json           what is compared: see loading.py
+<work>/compared.json      how it compares: there too
 """
 
 import json
@@ -29,6 +30,7 @@ METHODS = ("trace", "script")
 BATCH_SIZES = (1, 7)
 TOLERANCE = 1e-5  # of the largest value of an output
 REQUEST, MADE, ANSWER, CALLS, JOB = "request.json", "made", "answer.json", "calls.safetensors", "job.json"
+COMPARED = "compared.json"
 
 
 @dataclass(frozen=True)
