@@ -29,6 +29,7 @@ from dist_trainer.export.request import (
     Request,
     read_answer,
 )
+from dist_trainer.launchers.signals import ended_once_cleaned
 from dist_trainer.run_folder import RunFolder
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -58,7 +59,7 @@ def export(run: RunFolder, request: Request, output: Path | None) -> Exported:
     """
     check_request(run, request)
     folder = output.absolute() if output else run.path / "export" / request.format
-    with work_folder(run, folder) as work:
+    with ended_once_cleaned(), work_folder(run, folder) as work:
         request.write(work)
         card = _written(run, work)
         card["files"] = files_in(work / MADE)

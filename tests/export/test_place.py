@@ -1,6 +1,8 @@
 """The folder of an export: its own files are replaced there, and nothing else is ever touched."""
 
 import json
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,32 @@ from dist_trainer.export.exporting import Exported
 from dist_trainer.export.place import CARD, check_place, own_files, put, work_folder
 from dist_trainer.export.request import FILES, ONNX_WEIGHTS
 from dist_trainer.run_folder import RunFolder
+from tests.launchers.processes import Command
+
+WAITS_FOR_THE_WRITER = """
+import sys, time
+from pathlib import Path
+from dist_trainer.export import exporting
+from dist_trainer.export.request import make_request
+from dist_trainer.run_folder import RunFolder
+
+def written(run, work):
+    (work / "made").mkdir()
+    (work / "made" / "model.pt").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+
+exporting._written = written
+run = RunFolder.open(sys.argv[1])
+exporting.export(run, make_request(run.path, "state_dict", None, "last"), Path(sys.argv[2]))
+"""
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    return RunFolder.create(tmp_path / "runs" / "r", "name: r\n", working_folder=tmp_path)
+    return RunFolder.create(
+        tmp_path / "runs" / "r", "name: r\nmodel: {target: mine.Model}\n", working_folder=tmp_path
+    )
 
 
 def export(run: RunFolder, folder: Path, *names: str) -> Exported:
@@ -111,4 +134,17 @@ def test_two_exports_do_not_work_in_one_folder_and_what_a_killed_one_left_goes(
             UsageError, match="exports into it just now; wait for it, or give another --output"
         ):
             export(run, tmp_path, "model.pt")
+    assert there(tmp_path) == ["runs"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_command_that_is_told_to_end_leaves_nothing_in_the_folder(
+    run: RunFolder, tmp_path: Path, number: signal.Signals
+) -> None:
+    arguments = [sys.executable, "-c", WAITS_FOR_THE_WRITER, str(run.path), str(tmp_path / "out")]
+    command = Command(*arguments, folder=tmp_path)
+    assert command.process.stdout is not None and command.process.stdout.readline() == "writing\n"
+    command.send(number)
+    assert command.finish() == -number, command.stderr
     assert there(tmp_path) == ["runs"]
