@@ -31,7 +31,7 @@ FORMAT = 1
 def make_card(
     request: Request, config: Config, checkpoint: Checkpoint, calls: list[Call], datasets: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All but what is known only after the file was written and compared."""
+    """All but what the writer knows of the checkpoint, and what is known only after the file was compared."""
     run, split = RunFolder(Path(request.run)), source_of(datasets)
     return {
         "format": FORMAT,
@@ -39,7 +39,6 @@ def make_card(
         "run_id": run.info().run_id,
         "step": checkpoint.step,
         "checkpoint": checkpoint.name,
-        "weights": "averaged" if config.train.ema_decay else "trained",
         "trained_with": config.train.precision,
         "torch": torch.__version__,
         "exported_as": request.format,

@@ -36,7 +36,7 @@ def compare(expected: Sequence[Array], got: Sequence[Array], tolerance: float) -
     """The largest difference as a share of the output's largest value, and what is wrong if it is too much.
 
     Of each output max|got - expected| / max|expected| is at most the tolerance (where all of it is 0, max|got|).
-    Whole numbers and truth values have to be equal, and so have the places of what is not finite.
+    Whole numbers and truth values have to be equal, and so have types, shapes and the places of what is not finite.
     """
     if len(expected) != len(got):
         return np.inf, f"{len(got)} outputs, the run's model gives {len(expected)}"
@@ -44,6 +44,8 @@ def compare(expected: Sequence[Array], got: Sequence[Array], tolerance: float) -
     for place, (wanted, found) in enumerate(zip(expected, got, strict=True)):
         if wanted.shape != found.shape:
             return np.inf, f"output {place} has the shape {found.shape}, the run's model gives {wanted.shape}"
+        if wanted.dtype != found.dtype:
+            return np.inf, f"output {place} is {found.dtype}, the run's model gives {wanted.dtype}"
         difference, size = _difference(wanted, found)
         share = difference / size if size else difference
         largest = max(largest, share)
@@ -149,7 +151,12 @@ def as_arrays(value: Any) -> list[Array]:
             import torch
 
             each = torch.view_as_real(each) if each.is_complex() else each
-            each = (each.float() if each.dtype.itemsize < 4 and each.is_floating_point() else each).numpy()
+            is_known = not each.is_floating_point() or each.dtype in (
+                torch.float16,
+                torch.float32,
+                torch.float64,
+            )
+            each = (each if is_known else each.float()).numpy()
         found.append(each)
     return found
 

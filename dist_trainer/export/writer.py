@@ -38,7 +38,7 @@ def write(work: Path) -> None:
     model, (task, _) = build_model(config), build_task(config)
     store = open_store(run, config.checkpoint)
     checkpoint = choose(store.list(), request.checkpoint, config.checkpoint)
-    load_weights_of(store, checkpoint, model)
+    is_average = load_weights_of(store, checkpoint, model)
     digest = hashlib.sha256(store.storage.read(f"{checkpoint.name}/{MANIFEST}")).hexdigest()
     store.storage.close()
     model.eval().requires_grad_(False)
@@ -48,7 +48,8 @@ def write(work: Path) -> None:
     write_calls(work, calls)
     (work / MADE).mkdir()
     convert(request, model, calls, work / MADE)
-    write_json(work / ANSWER, {"card": {**card, "checkpoint_sha256": digest}})
+    weights = "averaged" if is_average else "trained"
+    write_json(work / ANSWER, {"card": {**card, "checkpoint_sha256": digest, "weights": weights}})
 
 
 def write_calls(work: Path, calls: list[Call]) -> None:

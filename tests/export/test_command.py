@@ -21,11 +21,11 @@ from dist_trainer.export.card import class_names, preprocessing
 from dist_trainer.export.exporting import Exported, export
 from dist_trainer.export.loading import compare
 from dist_trainer.export.place import CARD
-from dist_trainer.export.request import FILES, make_request
+from dist_trainer.export.request import FILES, make_request, read_answer
 from dist_trainer.export.screen import words
 from dist_trainer.export.writer import write
 from dist_trainer.run_folder import RunFolder
-from tests.export.runs import ROOT, make_run, text_of, weights
+from tests.export.runs import ROOT, make_run, text_of, weights, write_request
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -73,6 +73,13 @@ def test_weights_are_read_by_anybody_and_what_they_need_travels_along(tmp_path: 
     assert said.startswith("run: step 3 as state_dict, ")
     assert "loaded again in the run's model built anew: batches of 1 and 7 give the same" in said
     assert "Training computed in bf16 by autocast" in said
+
+
+def test_weights_are_called_averaged_where_an_average_was_loaded(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "project", f"{text_of('Normed')}train: {{ema_decay: 0.9}}\n", average=None)
+    write_request(run, tmp_path, "state_dict")
+    write(tmp_path)
+    assert read_answer(tmp_path)["card"]["weights"] == "trained", "the checkpoint has no average"
 
 
 def test_what_gives_other_outputs_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -149,6 +156,10 @@ def test_outputs_are_compared_by_their_own_size() -> None:
     assert compare([with_nan], [with_nan.copy()], 1e-5) == (0.0, None)
     assert compare([with_nan], [np.array([0.0, np.inf, 1.0])], 1e-5)[1] is not None
     assert "shape (2, 1)" in (compare([large], [large[:, None]], 1e-5)[1] or "")
+    whole = np.array([1, 2])
+    assert compare([whole], [whole.astype(np.float32)], 1e-5)[1] == (
+        "output 0 is float32, the run's model gives int64"
+    )
     assert "1 outputs" in (compare([large, large], [large], 1e-5)[1] or "")
 
 
