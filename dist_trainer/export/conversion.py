@@ -19,6 +19,7 @@ from dist_trainer.errors import ExportError
 from dist_trainer.export.example import Call
 from dist_trainer.export.request import FILES, WEIGHTS_ALONE, Request
 from dist_trainer.export.shapes import described_inputs, described_outputs, dynamic_shapes
+from dist_trainer.training.batch import field_names, is_record
 
 _ONE_FILE_BYTES = 1_900_000_000  # protobuf's limit is 2 GiB, graph and all
 
@@ -130,13 +131,15 @@ def _exported(model: nn.Module, calls: list[Call]) -> Any:
 
 @contextmanager
 def _plain_outputs(model: nn.Module) -> Iterator[None]:
-    """In this block the model gives a dict for a mapping of a class of its own: a program that names the class could
-    be loaded only where that is installed."""
+    """In this block the model gives a dict for a mapping or a dataclass of a class of its own: a program that names
+    the class could be loaded only where that is installed."""
     own, replaced = model.forward, vars(model).get("forward")
 
     @wraps(own)
     def forward(*args: Any, **keywords: Any) -> Any:
         output = own(*args, **keywords)
+        if is_record(output) and not isinstance(output, Mapping):
+            return {name: getattr(output, name) for name in field_names(output)}
         return dict(output) if isinstance(output, Mapping) else output
 
     model.forward = forward

@@ -99,17 +99,18 @@ def answer(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """The job; in each call the arguments are built and `expected` holds the outputs."""
+    """The job; in each call the arguments are built, where it has them, and `expected` holds the outputs."""
     job: dict[str, Any] = json.loads(path.read_text())
-    tensors = _tensors(path.with_name("calls.safetensors"), as_numpy=job["format"] == "onnx")
+    tensors = tensors_in(path.with_name("calls.safetensors"), as_numpy=job["format"] == "onnx")
     for call in job["calls"]:
-        for name in ("args", "keywords", "named"):
+        for name in call.keys() & {"args", "keywords", "named"}:
             call[name] = _unpacked(call[name], tensors)
         call["expected"] = as_arrays([tensors[name] for name in call["outputs"]])
     return job
 
 
-def _tensors(path: Path, *, as_numpy: bool) -> dict[str, Any]:
+def tensors_in(path: Path, *, as_numpy: bool = False) -> dict[str, Any]:
+    """The tensors or arrays in a file, by the reader that everybody has."""
     if as_numpy:  # ONNX needs no torch
         import safetensors.numpy
 

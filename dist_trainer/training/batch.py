@@ -66,7 +66,9 @@ def mapped(
     if moves_itself(batch):
         return whole(batch)
     if is_record(batch):
-        return replace(batch, **{name: mapped(getattr(batch, name), change, whole) for name in _names(batch)})
+        return replace(
+            batch, **{name: mapped(getattr(batch, name), change, whole) for name in field_names(batch)}
+        )
     if isinstance(batch, Mapping):
         return {key: mapped(value, change, whole) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -92,7 +94,8 @@ def is_record(batch: Any) -> bool:
     return dataclasses.is_dataclass(batch) and not isinstance(batch, type)
 
 
-def _names(record: Any) -> list[str]:
+def field_names(record: Any) -> list[str]:
+    """The fields that a dataclass is made of."""
     return [entry.name for entry in dataclasses.fields(record) if entry.init]
 
 
@@ -101,7 +104,7 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
     elif is_record(batch):
-        for name in _names(batch):
+        for name in field_names(batch):
             yield from tensors_of(getattr(batch, name))
     elif isinstance(batch, Mapping):
         for value in batch.values():
@@ -132,7 +135,7 @@ def empty_like(one: Any, two: Any) -> Any:
         return _empty_sequence(one, two)
     if is_record(one):
         return replace(
-            one, **{name: empty_like(getattr(one, name), getattr(two, name)) for name in _names(one)}
+            one, **{name: empty_like(getattr(one, name), getattr(two, name)) for name in field_names(one)}
         )
     if moves_itself(one):
         raise CannotBeCut(type(one).__name__)

@@ -64,10 +64,10 @@ def made(asked: list[tuple[RunFolder, Path, str, str | None]]) -> list[Path]:
         [sys.executable, "-c", WRITE, *works], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    return [_job(run, work, format) for run, work, format, _ in asked]
+    return [job_of(run, work, format) for run, work, format, _ in asked]
 
 
-def _job(run: RunFolder, work: Path, format: str) -> Path:
+def job_of(run: RunFolder, work: Path, format: str) -> Path:
     name = FILES[format]
     job = json.loads((work / JOB).read_text()) | {"format": format, "run": str(run.path)}
     job |= {"path": str(work / MADE / name), "sha256": files_in(work / MADE)[name]["sha256"]}

@@ -14,18 +14,9 @@ from dist_trainer.errors import ExportError
 from dist_trainer.export.conversion import convert, is_of_the_machine
 from dist_trainer.export.example import Call
 from dist_trainer.export.request import make_request
+from tests.export.models import Counting
 
 INPUTS = {rows: torch.ones(rows, 4) for rows in (1, 7)}
-
-
-class Counting(nn.Linear):
-    """Has a state that is no tensor."""
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"steps": 3}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.steps = state["steps"]
 
 
 def calls_of(model: nn.Module) -> list[Call]:
