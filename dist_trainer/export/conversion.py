@@ -19,7 +19,7 @@ from dist_trainer.errors import ExportError
 from dist_trainer.export.example import Call
 from dist_trainer.export.request import FILES, WEIGHTS_ALONE, Request
 from dist_trainer.export.shapes import described_inputs, described_outputs, dynamic_shapes
-from dist_trainer.training.batch import field_names, is_record
+from dist_trainer.training.batch import field_names, is_record, tensors_of
 
 _ONE_FILE_BYTES = 1_900_000_000  # protobuf's limit is 2 GiB, graph and all
 
@@ -95,7 +95,9 @@ def is_of_the_machine(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, with its kind."""
+    """The first line of an error that says something, with its kind; of the ONNX exporter's the one behind it."""
+    while type(error).__module__.startswith("torch.onnx") and error.__cause__ is not None:
+        error = error.__cause__  # its own says in three steps and in colour that there was one
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[0] if lines else "no message"
     return said if isinstance(error, _TakesOneWay) else f"{type(error).__name__}: {said}"
@@ -139,7 +141,8 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
     def forward(*args: Any, **keywords: Any) -> Any:
         output = own(*args, **keywords)
         if is_record(output) and not isinstance(output, Mapping):
-            return {name: getattr(output, name) for name in field_names(output)}
+            parts = {name: getattr(output, name) for name in field_names(output)}
+            return {name: part for name, part in parts.items() if any(True for _ in tensors_of(part))}
         return dict(output) if isinstance(output, Mapping) else output
 
     model.forward = forward
@@ -153,16 +156,17 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
 
 
 def _write_onnx(model: nn.Module, calls: list[Call], path: Path) -> None:
-    program = torch.onnx.export(
-        model,
-        calls[-1].args,
-        kwargs=calls[-1].keywords,
-        dynamic_shapes=dynamic_shapes(calls),
-        input_names=[entry["name"] for entry in described_inputs(calls)],
-        output_names=[entry["name"] for entry in described_outputs(calls)],
-        dynamo=True,
-        verbose=False,
-    )
+    with _plain_outputs(model):
+        program = torch.onnx.export(
+            model,
+            calls[-1].args,
+            kwargs=calls[-1].keywords,
+            dynamic_shapes=dynamic_shapes(calls),
+            input_names=[entry["name"] for entry in described_inputs(calls)],
+            output_names=[entry["name"] for entry in described_outputs(calls)],
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     program.save(str(path), external_data=_weights_bytes(model) > _ONE_FILE_BYTES)
 

@@ -76,7 +76,7 @@ def write_calls(work: Path, calls: list[Call], *, alone: bool) -> None:
         tensors |= {name: _plain(value) for name, value in outputs.items()}
         packed: dict[str, Any] = {"rows": call.rows, "outputs": list(outputs)}
         if not alone or (_is_kept(call.args) and _is_kept(call.keywords)):
-            given = {"args": call.args, "keywords": call.keywords, "named": call.named}
+            given = {"named": call.named, "args": call.args, "keywords": call.keywords}
             packed |= {name: _pack(value, f"{prefix}/{name}", tensors) for name, value in given.items()}
         job["calls"].append(packed)
     with (work / CALLS).open("wb") as file:
@@ -110,7 +110,7 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     raise ExportError(
-        f"the model is called with a {type(value).__name__} ({path.partition('/')[2]}); a file keeps "
+        f"the model is called with a {type(value).__name__} ({path.split('/', 2)[2]}); a file keeps "
         "tensors, numbers and text, also in tuples, lists and dicts; --format state_dict keeps any model's weights"
     )
 
