@@ -99,7 +99,7 @@ def first_line(error: BaseException) -> str:
     while type(error).__module__.startswith("torch.onnx") and error.__cause__ is not None:
         error = error.__cause__  # its own says in three steps and in colour that there was one
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else "no message"
+    said = lines[0].rstrip(".") if lines else "no message"
     return said if isinstance(error, _TakesOneWay) else f"{type(error).__name__}: {said}"
 
 
@@ -212,9 +212,9 @@ def _works_instead(request: Request, model: nn.Module, calls: list[Call]) -> str
         "--format state_dict": lambda: torch.save(model.state_dict(), io.BytesIO()),
     }
     programs: dict[str, Callable[[], Any]] = {
-        "--format torch-export": lambda: _exported(model, calls),
-        "--format torchscript --method script": lambda: torch.jit.script(model),
-        "--format torchscript --method trace": lambda: _traced(model, calls),
+        "--format torch-export": lambda: torch.export.save(_exported(model, calls), io.BytesIO()),
+        "--format torchscript --method script": lambda: torch.jit.script(model).save_to_buffer(),
+        "--format torchscript --method trace": lambda: _traced(model, calls).save_to_buffer(),
     }
     failed = f"--format {request.words.replace(' by', '')}"
     ways = weights | programs if request.format in WEIGHTS_ALONE else programs | weights
