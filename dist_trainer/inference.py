@@ -95,8 +95,9 @@ def _load(run: RunFolder, config: Config, wanted: str, model: nn.Module, group: 
     return checkpoint
 
 
-def load_weights_of(store: CheckpointStore, checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Load what the run's evaluations use of a checkpoint, every byte verified. Raises CorruptCheckpoint."""
+def load_weights_of(store: CheckpointStore, checkpoint: Checkpoint, model: nn.Module) -> bool:
+    """Load what the run's evaluations use of a checkpoint, every byte verified: whether it is the average of weights
+    over the training. Raises CorruptCheckpoint."""
     try:
         weights, training = decode(store.read(checkpoint))
     except CorruptCheckpoint as error:
@@ -104,6 +105,7 @@ def load_weights_of(store: CheckpointStore, checkpoint: Checkpoint, model: nn.Mo
     model.load_state_dict(weights)
     if training["average"]:
         model.load_state_dict(training["average"], strict=False)
+    return bool(training["average"])
 
 
 def make_loader(config: Config, dataset: Any, split: str, group: Group) -> EvalLoader:

@@ -62,6 +62,7 @@ OWNERS = {
         "cli/reporting.py",
     },
     "IPython": {"training/notebook.py"},
+    "safetensors": {"export/conversion.py", "export/loading.py"},  # the format as everybody else reads it
     "psutil": {"tracking/system_metrics.py"},
     "xxhash": {"training/digests.py"},
     "jinja2": {"report/page.py"},

@@ -87,15 +87,22 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             raise UsageError(f"{path}: {error}") from error
     if path.suffix not in WEIGHT_FILES:
         raise UsageError(f"{path}: weights are read from {', '.join(WEIGHT_FILES)} files")
+    return _state_dict(read_saved(path), path)
+
+
+def read_saved(path: Path) -> Any:
+    """What torch.save wrote there, as it was: nothing but tensors and plain values is ever unpickled.
+
+    Raises UsageError.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from KeyError to UnpicklingError for a bad file
         reason = str(error).split("\n", 1)[0].partition(" This file can still be loaded")[0]  # unsafely
         raise UsageError(
             f"{path}: not a file of plain weights: {reason.rstrip('. ')}; where it was made, save the weights alone: "
             "torch.save(model.state_dict(), 'weights.pt')"
         ) from error
-    return _state_dict(content, path)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

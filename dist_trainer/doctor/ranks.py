@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from dist_trainer.adapters.interpreter import importing, leave
 from dist_trainer.adapters.listening import listen_on
+from dist_trainer.adapters.parent_death import kill_me_with_my_parent
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.adapters.records import read_record
 from dist_trainer.doctor.findings import Finding, count
 from dist_trainer.doctor.gpus import driver_version, judge_cuda
-from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 
 if TYPE_CHECKING:
     from dist_trainer.adapters.all_reduce_times import Store

@@ -4,10 +4,13 @@
  "weights": "trained" | "averaged", "trained_with": precision, "torch": version,
  "exported_as": "onnx", "method": "trace" | "script" | null, "files": {name: {"size", "sha256"}},
  "inputs": [{"name", "shape": ["batch", 64], "dtype", "given": "by position" | "by name"}], "outputs": [...],
- "classes": [names] | null, "preprocessing": [steps, in order] | null, "data": {"split", the data set's section},
- "checked": {"batch_sizes", "tolerance", "largest_difference", "what"}}
+ "classes": [names] | null, "preprocessing": [steps, in order] | null, "data": {"split", "dataset": its section},
+ "checked": {"batch_sizes", "tolerance", "largest_difference", "what", "without_dist_trainer"}}
+
+While the files are moved to their place it is {"run_id", "unfinished": what to do, "files": {name: null}}.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import torch
 
 from dist_trainer.checkpoint.manifest import Checkpoint
 from dist_trainer.config.redact import redact_value
-from dist_trainer.config.schema import Config
+from dist_trainer.config.schema import Config, Target
 from dist_trainer.export.example import Call, source_of
 from dist_trainer.export.request import Request
 from dist_trainer.export.shapes import described_inputs, described_outputs
@@ -29,7 +32,7 @@ FORMAT = 1
 def make_card(
     request: Request, config: Config, checkpoint: Checkpoint, calls: list[Call], datasets: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All but what is known only after the file was written and compared."""
+    """All but what the writer knows of the checkpoint, and what is known only after the file was compared."""
     run, split = RunFolder(Path(request.run)), source_of(datasets)
     return {
         "format": FORMAT,
@@ -37,7 +40,6 @@ def make_card(
         "run_id": run.info().run_id,
         "step": checkpoint.step,
         "checkpoint": checkpoint.name,
-        "weights": "averaged" if config.train.ema_decay else "trained",
         "trained_with": config.train.precision,
         "torch": torch.__version__,
         "exported_as": request.format,
@@ -46,8 +48,13 @@ def make_card(
         "outputs": described_outputs(calls),
         "classes": class_names(datasets[split]),
         "preprocessing": preprocessing(datasets[split]),
-        "data": {"split": split, **_shown(getattr(config.data, split) or config.data.train)},
+        "data": described_data(config, split),
     }
+
+
+def described_data(config: Config, split: str) -> dict[str, Any]:
+    """The split that the example rows are of, and its data set: that of data.train where data.split holds it out."""
+    return {"split": split, "dataset": shown(getattr(config.data, split) or config.data.train)}
 
 
 def preprocessing(dataset: Any) -> Any:
@@ -66,7 +73,8 @@ def _whole(dataset: Any) -> Any:
     return dataset
 
 
-def _shown(target: Any) -> dict[str, Any]:
+def shown(target: Target) -> dict[str, Any]:
+    """A target as it is configured, without secrets."""
     return {key: _redacted(key, value) for key, value in target.model_dump().items()}
 
 
@@ -75,4 +83,6 @@ def _redacted(key: str, value: Any) -> Any:
         return {name: _redacted(f"{key}.{name}", item) for name, item in value.items()}
     if isinstance(value, list):
         return [_redacted(key, item) for item in value]
-    return redact_value(key, value) if isinstance(value, str) else value
+    text = value if isinstance(value, str) else json.dumps(value, default=str)  # a password may be a number
+    shown = redact_value(key, text)
+    return value if shown == text else shown

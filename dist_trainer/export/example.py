@@ -13,7 +13,7 @@ from dist_trainer.config.schema import Config
 from dist_trainer.config.targets import build
 from dist_trainer.errors import DataError, ExportError
 from dist_trainer.export.request import BATCH_SIZES
-from dist_trainer.training.batch import mapped, tensors_of
+from dist_trainer.training.batch import field_names, is_record, mapped, tensors_of
 from dist_trainer.training.fetch import Fetcher
 from dist_trainer.training.loader import EVALUATION_EPOCH
 from dist_trainer.training.sampler import Rows
@@ -107,6 +107,9 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """The tensors in an argument or in all of them, each with a name made of where it is: pair_0, options_mask."""
     if isinstance(value, Tensor):
         yield name, value
+    elif is_record(value):
+        for field in field_names(value):
+            yield from leaves(getattr(value, field), f"{name}_{field}" if name else field)
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from leaves(item, f"{name}_{key}" if name else str(key))

@@ -6,23 +6,21 @@ Everything is made in a folder beside the one it is for, and moved into it at th
 import hashlib
 import importlib.util
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.adapters.files import make_private_folder, replace_file, write_json
+from dist_trainer.adapters.files import write_json
 from dist_trainer.config.load import read_sections
 from dist_trainer.config.redact import redact
 from dist_trainer.errors import ExportError, NoUsableCheckpoint, UsageError
+from dist_trainer.export.place import put, work_folder
 from dist_trainer.export.request import (
     BATCH_SIZES,
+    COMPARED,
     FILES,
     JOB,
     MADE,
@@ -31,20 +29,21 @@ from dist_trainer.export.request import (
     Request,
     read_answer,
 )
+from dist_trainer.launchers.signals import ended_once_cleaned
 from dist_trainer.run_folder import RunFolder
 
-CARD = "export.json"
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 _LAST_WORDS = 12  # lines of a process that failed
-_COMPARED = "max|got - model's| / max|model's| of each output, for rows of the run's own data"
+_MEASURE = "max|got - model's| / max|model's| of each output, for rows of the run's own data"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Where the files are, and what export.json says of them."""
+    """Where the files are, what export.json says of them, and which of an earlier export's went from there."""
 
     folder: Path
     card: dict[str, Any]
+    removed: tuple[str, ...] = ()
 
     @property
     def paths(self) -> list[Path]:
@@ -60,14 +59,13 @@ def export(run: RunFolder, request: Request, output: Path | None) -> Exported:
     """
     check_request(run, request)
     folder = output.absolute() if output else run.path / "export" / request.format
-    check_place(run, folder)
-    with _work_folder(folder) as work:
+    with ended_once_cleaned(), work_folder(run, folder) as work:
         request.write(work)
         card = _written(run, work)
         card["files"] = files_in(work / MADE)
         card["checked"] = _checked(run, request, work, card)
-        _put(work / MADE, card, folder)
-    return Exported(folder, card)
+        removed = put(run, work / MADE, card, folder)
+    return Exported(folder, card, removed)
 
 
 def check_request(run: RunFolder, request: Request) -> None:
@@ -90,52 +88,6 @@ def check_request(run: RunFolder, request: Request) -> None:
         )
 
 
-def check_place(run: RunFolder, folder: Path) -> None:
-    """UsageError where files stand that are not an earlier export of this run."""
-    there = [name for name in (*FILES.values(), CARD) if os.path.lexists(folder / name)]
-    if there and _owner_of(folder) != run.info().run_id:
-        raise UsageError(
-            f"{folder / there[0]} is there already, and is no export of run {run.path.name}; move it away, or give "
-            "another --output"
-        )
-
-
-def _owner_of(folder: Path) -> str | None:
-    """The id of the run that the export there is of."""
-    try:
-        found = json.loads((folder / CARD).read_text())
-    except (OSError, ValueError):
-        return None
-    return str(found["run_id"]) if isinstance(found, dict) and "run_id" in found else None
-
-
-@contextmanager
-def _work_folder(folder: Path) -> Iterator[Path]:
-    """A folder of ours in `folder`, which is made; both are gone after a failure, if they were not there."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_private_folder(folder)
-    work = Path(tempfile.mkdtemp(prefix=".work-", dir=folder))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        for path in missing:
-            with suppress(OSError):  # it has the export
-                path.rmdir()
-
-
-def _put(made: Path, card: dict[str, Any], folder: Path) -> None:
-    """Move the files to where they belong, export.json last; those of an earlier export that are not in it go."""
-    for name in set(FILES.values()) - card["files"].keys():
-        (folder / name).unlink(missing_ok=True)
-    (folder / CARD).unlink(missing_ok=True)  # of other files than those that come now
-    for name in card["files"]:
-        with (made / name).open("rb") as file:
-            os.fsync(file.fileno())
-        (made / name).replace(folder / name)
-    replace_file(folder / CARD, (json.dumps(card, indent=1) + "\n").encode())
-
-
 def _written(run: RunFolder, work: Path) -> dict[str, Any]:
     """What the writer says of the files that it made; raises what it raised."""
     command = ["-m", "dist_trainer.export.writer", str(work)]
@@ -143,8 +95,7 @@ def _written(run: RunFolder, work: Path) -> dict[str, Any]:
     try:
         answer = read_answer(work)
     except FileNotFoundError:
-        last = redact("\n".join(words.strip().splitlines()[-_LAST_WORDS:]))
-        raise ExportError(f"the process that exports ended without a word:\n{last}") from None
+        raise ExportError(f"the process that exports ended without a word:\n{_last_words(words)}") from None
     if "problem" in answer:
         kinds = {kind.exit_code: kind for kind in (ExportError, UsageError, NoUsableCheckpoint)}
         raise kinds.get(answer["exit_code"], ExportError)(answer["problem"])
@@ -164,7 +115,7 @@ def _checked(run: RunFolder, request: Request, work: Path, card: dict[str, Any])
     else:
         script = Path(__file__).with_name("loading.py")
         words = _run(["-P", str(script), str(work / JOB)], folder=work)
-    found = _results(request, words)
+    found = _results(request, work, words)
     for call in found:
         if call["problem"]:
             raise ExportError(
@@ -175,24 +126,26 @@ def _checked(run: RunFolder, request: Request, work: Path, card: dict[str, Any])
         "batch_sizes": list(BATCH_SIZES),
         "tolerance": TOLERANCE,
         "largest_difference": max(call["difference"] for call in found),
-        "what": _COMPARED,
+        "what": _MEASURE,
         "without_dist_trainer": request.format not in WEIGHTS_ALONE,
     }
 
 
-def _results(request: Request, output: str) -> list[dict[str, Any]]:
-    """The comparison's one line; ExportError with what was said where the file could not even be loaded."""
-    lines = output.strip().splitlines() or ["no word"]
+def _results(request: Request, work: Path, output: str) -> list[dict[str, Any]]:
+    """How each call compares; ExportError with what was said where there is nothing to compare."""
     try:
-        found = json.loads(lines[-1])
-    except ValueError:
-        found = "\n".join(lines[-_LAST_WORDS:])
-    if isinstance(found, str):
+        found = json.loads((work / COMPARED).read_text())
+    except FileNotFoundError:
+        found = {"problem": f"ends the process that loads it without a word:\n{_last_words(output)}"}
+    if "problem" in found:
         raise ExportError(
-            f"exported as {request.words}, the model cannot be loaded in a fresh process: {redact(found)}; "
-            f"{_nothing_kept(request)}"
+            f"exported as {request.words}, the model {redact(found['problem'])}; {_nothing_kept(request)}"
         )
-    return list(found)
+    return list(found["calls"])
+
+
+def _last_words(output: str) -> str:
+    return redact("\n".join(output.strip().splitlines()[-_LAST_WORDS:]) or "no word")
 
 
 def _nothing_kept(request: Request) -> str:

@@ -1,12 +1,16 @@
 """Loads an exported file as anybody would, in a process without this package, and compares what it gives:
 python -P loading.py JOB.json ...
 
-A job names the file, its sha256, the calls and the outputs that they must give; one line of JSON for each says how
-they compare. This module imports nothing of the package: run as a program it makes that impossible.
+A job names the file, its sha256, the calls and the outputs that they must give. compared.json beside it says how they
+compare: {"calls": [{"rows", "difference", "problem"}]}, or {"problem"} where the file cannot be used at all; what
+libraries print is no part of it. This module imports nothing of the package: run as a program it makes that
+impossible.
 """
 
+import ctypes
 import hashlib
 import json
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +28,7 @@ def compared(path: str, sha256: str) -> str:
     """The path, once its bytes are those that were written a moment ago."""
     with Path(path).open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise SystemExit(f"{path}: its bytes are not those that were written")
+            raise ValueError(f"{path}: its bytes are not those that were written")
     return path
 
 
@@ -32,7 +36,7 @@ def compare(expected: Sequence[Array], got: Sequence[Array], tolerance: float) -
     """The largest difference as a share of the output's largest value, and what is wrong if it is too much.
 
     Of each output max|got - expected| / max|expected| is at most the tolerance (where all of it is 0, max|got|).
-    Whole numbers and truth values have to be equal, and so have the places of what is not finite.
+    Whole numbers and truth values have to be equal, and so have types, shapes and the places of what is not finite.
     """
     if len(expected) != len(got):
         return np.inf, f"{len(got)} outputs, the run's model gives {len(expected)}"
@@ -40,6 +44,8 @@ def compare(expected: Sequence[Array], got: Sequence[Array], tolerance: float) -
     for place, (wanted, found) in enumerate(zip(expected, got, strict=True)):
         if wanted.shape != found.shape:
             return np.inf, f"output {place} has the shape {found.shape}, the run's model gives {wanted.shape}"
+        if wanted.dtype != found.dtype:
+            return np.inf, f"output {place} is {found.dtype}, the run's model gives {wanted.dtype}"
         difference, size = _difference(wanted, found)
         share = difference / size if size else difference
         largest = max(largest, share)
@@ -64,27 +70,47 @@ def _difference(wanted: Array, found: Array) -> tuple[float, float]:
     return (float(np.abs(a - b).max()), float(np.abs(a).max())) if a.size else (0.0, 0.0)
 
 
-def check(job: Mapping[str, Any], model: Model) -> list[dict[str, Any]]:
-    """Each call's rows, largest difference and problem."""
-    found = []
+def check(job: Mapping[str, Any], load: Callable[[Mapping[str, Any]], Model]) -> dict[str, Any]:
+    """Each call's rows, largest difference and problem; or the one problem of a file that cannot be used."""
+    try:
+        model = load(job)
+    except Exception as error:  # its loader's own, of any kind
+        return {"problem": f"cannot be loaded in a fresh process: {_first_line(error)}"}
+    calls = []
     for call in job["calls"]:
-        difference, problem = compare(call["expected"], model(call), job["tolerance"])
-        found.append({"rows": call["rows"], "difference": difference, "problem": problem})
-    return found
+        try:
+            got = model(call)
+        except Exception as error:
+            what = f"is loaded in a fresh process and fails there for a batch of {call['rows']}"
+            return {"problem": f"{what}: {_first_line(error)}"}
+        difference, problem = compare(call["expected"], got, job["tolerance"])
+        calls.append({"rows": call["rows"], "difference": difference, "problem": problem})
+    return {"calls": calls}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def answer(path: Path, found: Mapping[str, Any]) -> None:
+    """Leave what was found beside the job."""
+    path.with_name("compared.json").write_text(json.dumps(found))
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """The job; in each call the arguments are built and `expected` holds the outputs."""
+    """The job; in each call the arguments are built, where it has them, and `expected` holds the outputs."""
     job: dict[str, Any] = json.loads(path.read_text())
-    tensors = _tensors(path.with_name("calls.safetensors"), as_numpy=job["format"] == "onnx")
+    tensors = tensors_in(path.with_name("calls.safetensors"), as_numpy=job["format"] == "onnx")
     for call in job["calls"]:
-        for name in ("args", "keywords", "named"):
+        for name in call.keys() & {"args", "keywords", "named"}:
             call[name] = _unpacked(call[name], tensors)
         call["expected"] = as_arrays([tensors[name] for name in call["outputs"]])
     return job
 
 
-def _tensors(path: Path, *, as_numpy: bool) -> dict[str, Any]:
+def tensors_in(path: Path, *, as_numpy: bool = False) -> dict[str, Any]:
+    """The tensors or arrays in a file, by the reader that everybody has."""
     if as_numpy:  # ONNX needs no torch
         import safetensors.numpy
 
@@ -126,7 +152,12 @@ def as_arrays(value: Any) -> list[Array]:
             import torch
 
             each = torch.view_as_real(each) if each.is_complex() else each
-            each = (each.float() if each.dtype.itemsize < 4 and each.is_floating_point() else each).numpy()
+            is_known = not each.is_floating_point() or each.dtype in (
+                torch.float16,
+                torch.float32,
+                torch.float64,
+            )
+            each = (each if is_known else each.float()).numpy()
         found.append(each)
     return found
 
@@ -167,19 +198,18 @@ def _onnx_model(path: str) -> Model:
     return run
 
 
+def end_with_parent() -> None:
+    """What parent_death.py of the package does, which cannot be imported here."""
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
 def main(*paths: str) -> None:
     """Check each job; the package cannot be imported from here on, wherever it is installed."""
+    end_with_parent()
     sys.modules["dist_trainer"] = None  # type: ignore[assignment]
     warnings.simplefilter("ignore")  # torch says again what was said when the file was written
-    for path in paths:
-        job = read_job(Path(path))
-        try:
-            model = load(job)
-        except Exception as error:  # its loader's own, of any kind
-            said = str(error).strip().splitlines() or ["no message"]
-            print(json.dumps(f"{type(error).__name__}: {said[0]}"), flush=True)
-            continue
-        print(json.dumps(check(job, model)), flush=True)
+    for path in map(Path, paths):
+        answer(path, check(read_job(path), load))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 <work>/answer.json        {"problem", "exit_code"}, or {"card": ...}: see card.py
 <work>/calls.safetensors  tensors of the example calls and of what the run's model gives for them
 <work>/job.json           what is compared: see loading.py
+<work>/compared.json      how it compares: there too
 """
 
 import json
@@ -23,11 +24,13 @@ FILES = {
     "onnx": "model.onnx",
     "torchscript": "model.torchscript.pt",
 }
+ONNX_WEIGHTS = "model.onnx.data"  # beside model.onnx where it would be too large
 WEIGHTS_ALONE = frozenset({"state_dict", "safetensors"})  # these need the model's class to be loaded
 METHODS = ("trace", "script")
 BATCH_SIZES = (1, 7)
 TOLERANCE = 1e-5  # of the largest value of an output
 REQUEST, MADE, ANSWER, CALLS, JOB = "request.json", "made", "answer.json", "calls.safetensors", "job.json"
+COMPARED = "compared.json"
 
 
 @dataclass(frozen=True)

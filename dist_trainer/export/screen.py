@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dist_trainer.export.exporting import CARD, Exported
+from dist_trainer.export.exporting import Exported
+from dist_trainer.export.place import CARD
 from dist_trainer.export.request import WEIGHTS_ALONE
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def words(exported: Exported) -> str:
         f"loaded again in {where}: batches of {sizes} give the same outputs,",
         f"to {checked['largest_difference']:.1e} of their largest value ({checked['tolerance']:g} is allowed)",
     ]
+    if exported.removed:
+        lines.insert(-2, f"  (of the earlier export there: {', '.join(exported.removed)} is gone)")
     if card["exported_as"] == "torchscript":
         lines.append(_DEPRECATED)
     if card["trained_with"] != "fp32":
@@ -41,6 +44,6 @@ def words(exported: Exported) -> str:
 
 
 def as_document(exported: Exported, registered: "Registered | None" = None) -> dict[str, Any]:
-    """The folder, all of export.json, and where it is in MLflow."""
+    """The folder, what went from it, all of export.json, and where it is in MLflow."""
     more = {"registered": registered.as_document} if registered else {}
-    return {"folder": str(exported.folder), **exported.card, **more}
+    return {"folder": str(exported.folder), "removed": list(exported.removed), **exported.card, **more}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dist_trainer.export.example import Call, leaves
+from dist_trainer.training.batch import moves_itself
 
 BATCH = "batch"
 
@@ -34,6 +35,8 @@ def dynamic_shapes(calls: list[Call]) -> dict[str, Any]:
             }
         if isinstance(first, Mapping):
             return {key: open_in(value, second[key]) for key, value in first.items()}
+        if isinstance(first, tuple) and hasattr(first, "_fields"):
+            return type(first)(*map(open_in, first, second))
         if isinstance(first, (tuple, list)):
             return type(first)(map(open_in, first, second))
         return None
@@ -42,22 +45,33 @@ def dynamic_shapes(calls: list[Call]) -> dict[str, Any]:
 
 
 def described_inputs(calls: list[Call]) -> list[dict[str, Any]]:
-    """Name, shape and type of each input, and whether it is given by position or by name."""
+    """Name, shape and type of each input, and whether it is given by position or by name.
+
+    An object of a library's own (PyTorch Geometric's Batch) has no shape, and its class for a type.
+    """
     one, seven = calls
-    pairs = zip(leaves(one.named), leaves(seven.named), strict=True)
-    by_name = {name for name, _ in leaves(seven.keywords)}
-    return [
-        {**_described(name, a, b), "given": "by name" if name in by_name else "by position"}
-        for (name, a), (_, b) in pairs
+    small, by_name = (
+        dict(leaves(one.named)),
+        {name for name, _ in leaves(seven.keywords)} | seven.keywords.keys(),
+    )
+    found = [_described(name, small.get(name, tensor), tensor) for name, tensor in leaves(seven.named)]
+    objects = [(name, value) for name, value in seven.named.items() if moves_itself(value)]
+    found += [
+        {"name": name, "shape": None, "dtype": type(value).__name__}
+        for name, value in objects
+        if not any(leaves(value))
     ]
+    return [{**each, "given": "by name" if each["name"] in by_name else "by position"} for each in found]
 
 
 def described_outputs(calls: list[Call]) -> list[dict[str, Any]]:
     """Name, shape and type of each output."""
     one, seven = calls
-    pairs = list(zip(one.outputs, seven.outputs, strict=True))
-    names = ["output"] if len(pairs) == 1 else [f"output_{place}" for place in range(len(pairs))]
-    return [_described(name, *pair) for name, pair in zip(names, pairs, strict=True)]
+    small = [*one.outputs, *seven.outputs[len(one.outputs) :]]  # a list may have one for each row
+    names = (
+        ["output"] if len(seven.outputs) == 1 else [f"output_{place}" for place in range(len(seven.outputs))]
+    )
+    return [_described(*each) for each in zip(names, small, seven.outputs, strict=False)]
 
 
 def _described(name: str, one: Tensor, seven: Tensor) -> dict[str, Any]:

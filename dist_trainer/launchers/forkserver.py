@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 
 from dist_trainer.adapters.files import open_private
 from dist_trainer.adapters.lazy_compiler import COMPILES_VARIABLE
+from dist_trainer.adapters.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
 from dist_trainer.config.imports import code_folder
 from dist_trainer.config.redact import redact
 from dist_trainer.config.references import resolve
 from dist_trainer.config.schema import Config
 from dist_trainer.errors import STOPPED, DistTrainerError, LeftEarly
 from dist_trainer.launchers.hangs import write_stacks_when_asked
-from dist_trainer.launchers.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
 from dist_trainer.launchers.workers import guess_workers
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.tracking.heartbeat import Beat, read_heartbeat

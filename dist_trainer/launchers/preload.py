@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from dist_trainer.adapters.interpreter import importing
 from dist_trainer.adapters.lazy_compiler import COMPILER, COMPILES_VARIABLE, defer
-from dist_trainer.launchers.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
+from dist_trainer.adapters.parent_death import AGENT_PID_VARIABLE, kill_me_with_my_parent
 
 FORKSERVER_PID = os.getpid()
 # The whole of what a worker will need; what is missing here is imported in each worker, after each restart.

@@ -1,5 +1,6 @@
 """What the command was asked by signals: stop and save, hand the machine back, or leave at once."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -12,6 +13,40 @@ _IMPATIENT_AFTER_S = 1.0  # sooner, a second Ctrl-C is a bouncing key
 
 class StopRequested(Exception):
     """A request to stop came while nothing was there to be saved."""
+
+
+class _Ended(BaseException):
+    """TERM or HUP came, and what is open is to be cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def ended_once_cleaned() -> Iterator[None]:
+    """TERM and HUP in this block leave it as an exception does, and then end the process as they do anyway.
+
+    For a command whose work is worth nothing until it is done. Only the main thread can.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # nohup
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # a second one does not stop the cleaning
+        raise _Ended(number)
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    except _Ended as ended:
+        signal.signal(ended.number, signal.SIG_DFL)
+        os.kill(os.getpid(), ended.number)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequests:

@@ -18,6 +18,7 @@ import torch
 
 from dist_trainer.adapters.distributed import when_backward_is_done
 from dist_trainer.adapters.interpreter import leave
+from dist_trainer.adapters.parent_death import kill_me_with_my_parent
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.checkpoint.inspection import inspect
@@ -25,7 +26,6 @@ from dist_trainer.config.check import check_targets
 from dist_trainer.config.load import read_config
 from dist_trainer.config.redact import redact
 from dist_trainer.errors import DistTrainerError
-from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 from dist_trainer.planning.measurement import PARTS, WARM_UP_STEPS, Measurement, Phases, SaveTime, Spent
 from dist_trainer.planning.timeline import Gradient, in_order_of_backward
 from dist_trainer.run_folder import RunFolder

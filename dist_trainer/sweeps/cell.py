@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from dist_trainer.adapters.interpreter import leave
+from dist_trainer.adapters.parent_death import kill_me_with_my_parent
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.config.redact import redact
 from dist_trainer.errors import DistTrainerError
-from dist_trainer.launchers.parent_death import kill_me_with_my_parent
 
 
 def main() -> int:

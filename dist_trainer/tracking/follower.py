@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from dist_trainer.adapters.file_lock import hold
@@ -30,8 +30,13 @@ _LONGEST_TIMEOUT_S = 60.0
 Connect = Callable[[RunFolder, float], "MlflowRun"]  # the float: seconds a request may take
 
 
-class _Busy(Exception):
+class Busy(Exception):
     """Another process carries this run."""
+
+
+def carrying(run: RunFolder, *, patience_s: float) -> AbstractContextManager[None]:
+    """Be the one process that may make the run's MLflow run and note it in run.json, or raise Busy."""
+    return hold(run.path / "mlflow-sync.lock", held=lambda owner: Busy(), patience_s=patience_s)
 
 
 def follow(run: RunFolder, end: RunEnd, *, connect: Connect, sample_every_s: float) -> None:
@@ -41,9 +46,9 @@ def follow(run: RunFolder, end: RunEnd, *, connect: Connect, sample_every_s: flo
     """
     while True:
         try:
-            with hold(_lock_path(run), held=lambda owner: _Busy(), patience_s=0.5):
+            with carrying(run, patience_s=0.5):
                 return _carry_until_over(run, end, connect, SystemSampler(run, every_s=sample_every_s))
-        except _Busy:
+        except Busy:
             if end.seen() and time.monotonic() - end.since > _LEAVE_S:
                 return tell("another process carries this run")
 
@@ -51,7 +56,7 @@ def follow(run: RunFolder, end: RunEnd, *, connect: Connect, sample_every_s: flo
 def carry_once(run: RunFolder, *, connect: Connect) -> tuple[str, int]:
     """Carry what is there. Returns what stood in the way, if anything, and how many points were taken."""
     try:
-        with hold(_lock_path(run), held=lambda owner: _Busy(), patience_s=0.0):
+        with carrying(run, patience_s=0.0):
             end, carrier = _end_now(run), _carrier(run, connect)
             began = time.monotonic()
             while True:
@@ -62,7 +67,7 @@ def carry_once(run: RunFolder, *, connect: Connect) -> tuple[str, int]:
                     if _silent_s(carrier, began) > _DRAIN_S:
                         return str(error), carrier.sent
                 time.sleep(1.0)
-    except _Busy:
+    except Busy:
         return "another process is carrying this run and goes on by itself", 0
 
 
@@ -127,7 +132,3 @@ def _end_now(run: RunFolder) -> str | None:
             return "KILLED"
     except UsageError:
         return None
-
-
-def _lock_path(run: RunFolder) -> Path:
-    return run.path / "mlflow-sync.lock"

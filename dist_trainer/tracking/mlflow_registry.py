@@ -12,20 +12,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_trainer.adapters.interpreter import importing, leave
+from dist_trainer.adapters.parent_death import kill_me_with_my_parent
 from dist_trainer.adapters.privacy import keep_private
 from dist_trainer.config.redact import redact
 from dist_trainer.errors import DistTrainerError, UsageError
 from dist_trainer.run_folder import RunFolder
-from dist_trainer.tracking.mlflow_sync import reach
+from dist_trainer.tracking.follower import Busy, carrying
+from dist_trainer.tracking.mlflow_sync import MlflowRun, reach
 from dist_trainer.tracking.settings import RunSettings
 
 _TIMEOUT_S = 30.0
+_PATIENCE_S = 60.0  # a process that carries a run imports mlflow first
 _SLOWEST_UPLOAD_BYTES_PER_S = 2e6
 _TAG = "dist_trainer."
 
@@ -89,7 +93,7 @@ def put(run: RunFolder, folder: Path, name: str) -> Registered:
     card = json.loads((folder / "export.json").read_text())
     paths = [folder / "export.json", *(folder / each for each in card["files"])]
     size = sum(path.stat().st_size for path in paths)
-    mlflow = reach(run, _TIMEOUT_S + size / _SLOWEST_UPLOAD_BYTES_PER_S)
+    mlflow = _reached(run, _TIMEOUT_S + size / _SLOWEST_UPLOAD_BYTES_PER_S)
     place = f"export/{card['exported_as']}-{_digest(paths)}"
     for path in paths:
         mlflow.log_file(path, place)
@@ -104,6 +108,18 @@ def put(run: RunFolder, folder: Path, name: str) -> Registered:
         name, f"{artifacts}/{place}", mlflow.run_id, tags=_tags(card), description=_description(card)
     )
     return Registered(name, str(version.version), mlflow.run_id)
+
+
+def _reached(run: RunFolder, timeout_s: float) -> MlflowRun:
+    """The run's own MLflow run. Whoever carries the run makes it: where that is another process, it is waited for."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            with carrying(run, patience_s=0.5):
+                return reach(run, timeout_s)
+        except Busy:
+            if run.info().mlflow_run_id is not None or time.monotonic() > deadline:
+                return reach(run, timeout_s, may_create=False)
 
 
 def _digest(paths: list[Path]) -> str:
@@ -126,6 +142,7 @@ def _description(card: dict[str, Any]) -> str:
 def main(run_folder: str, folder: str, name: str) -> None:
     """The process itself: one line of JSON."""
     keep_private()
+    kill_me_with_my_parent()  # what it was given to upload is no use then: no version names it
     warnings.simplefilter("ignore")  # mlflow's imports; nobody can act on them
     run = RunFolder.open(run_folder)
     database = RunSettings.read(run).database

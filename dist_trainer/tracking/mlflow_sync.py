@@ -100,7 +100,7 @@ def _command(*arguments: str) -> list[str]:
 class MlflowRun:
     """One run in an MLflow store. Every method raises Unavailable where the store does not take it."""
 
-    def __init__(self, run: RunFolder, settings: RunSettings) -> None:
+    def __init__(self, run: RunFolder, settings: RunSettings, *, may_create: bool = True) -> None:
         with importing():
             from mlflow import MlflowClient
 
@@ -108,7 +108,9 @@ class MlflowRun:
             if settings.database:
                 _create_database(settings.database)
             self._client = MlflowClient(tracking_uri=settings.uri)
-            found = self._find(run, settings) or self._create(run, settings)
+            found = self._find(run, settings) or (self._create(run, settings) if may_create else None)
+        if found is None:
+            raise Unavailable("the run is not in MLflow yet, and the process that carries it makes it")
         if found.info.lifecycle_stage != "active":
             raise Unavailable(f"MLflow run {found.info.run_id} was deleted; restore it in MLflow to go on")
         self.run_id: str = found.info.run_id
@@ -245,13 +247,14 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def reach(run: RunFolder, timeout_s: float) -> MlflowRun:
+def reach(run: RunFolder, timeout_s: float, *, may_create: bool = True) -> MlflowRun:
+    """The run in its store; without `may_create` Unavailable where another process has to put it there."""
     # mlflow reads these at each request; its own retries would block for minutes
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(round(timeout_s))
     os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    return MlflowRun(run, RunSettings.read(run))
+    return MlflowRun(run, RunSettings.read(run), may_create=may_create)
 
 
 def main() -> int:

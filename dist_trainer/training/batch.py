@@ -65,7 +65,9 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor], whole: Callable[[Any]
     if whole is not None and moves_itself(batch):
         return whole(batch)
     if is_record(batch):
-        return _with(batch, {name: mapped(getattr(batch, name), change, whole) for name in _names(batch)})
+        return _with(
+            batch, {name: mapped(getattr(batch, name), change, whole) for name in field_names(batch)}
+        )
     if isinstance(batch, Mapping):
         changed = {key: mapped(value, change, whole) for key, value in batch.items()}
         return type(batch)(changed) if moves_itself(batch) else changed  # type: ignore[call-arg]
@@ -100,7 +102,8 @@ def _with(record: Any, values: Mapping[str, Any]) -> Any:
     return changed
 
 
-def _names(record: Any) -> list[str]:
+def field_names(record: Any) -> list[str]:
+    """The fields that a dataclass is made of."""
     return [entry.name for entry in dataclasses.fields(record) if entry.init]
 
 
@@ -109,7 +112,7 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
     elif is_record(batch):
-        for name in _names(batch):
+        for name in field_names(batch):
             yield from tensors_of(getattr(batch, name))
     elif isinstance(batch, Mapping):
         for value in batch.values():
@@ -149,7 +152,7 @@ def empty_like(one: Any, two: Any) -> Any:
         return _empty_sequence(one, two)
     if is_record(one):
         return replace(
-            one, **{name: empty_like(getattr(one, name), getattr(two, name)) for name in _names(one)}
+            one, **{name: empty_like(getattr(one, name), getattr(two, name)) for name in field_names(one)}
         )
     if moves_itself(one):
         raise CannotBeCut(type(one).__name__)

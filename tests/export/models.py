@@ -1,7 +1,8 @@
 """Small models that each ask something else of an exporter, and data for them."""
 
 from collections import OrderedDict
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,77 @@ class Answering(nn.Module):
     def forward(self, inputs: Tensor) -> Answer:
         hidden = self.layer(inputs)
         return Answer(logits=hidden, sums=hidden.sum(1))
+
+
+@dataclass
+class Record:
+    """Inputs or outputs as a dataclass."""
+
+    rows: Tensor
+    scale: float = 1.0
+
+
+class Pair(NamedTuple):
+    """Inputs as a named tuple."""
+
+    rows: Tensor
+    again: Tensor
+
+
+class Held:
+    """Inputs as an object of a library's own, which moves itself."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def to(self, device: Any, **options: Any) -> "Held":
+        return Held(self.rows.to(device, **options))
+
+
+class Wrapped(nn.Module):
+    """Takes any of these and gives a dataclass; each name in its state begins with module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = Counting(4, 2)
+
+    def forward(self, inputs: Any) -> Record:
+        return Record(self.module(inputs.rows if hasattr(inputs, "rows") else inputs))
+
+
+class Counting(nn.Linear):
+    """Has a state that is no tensor."""
+
+    steps = 3
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.steps = state["steps"]
+
+
+class Unusual(Supervised):
+    """Calls the model with an unusual kind of the batch's rows."""
+
+    def __init__(self, loss: Any, kind: str) -> None:
+        super().__init__(loss)
+        self.kind = kind
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        kinds = {"record": Record, "pair": lambda rows: Pair(rows, rows), "held": Held, "list": list}
+        return model(kinds[self.kind](batch[0]))
+
+
+class Summing(nn.Module):
+    """Takes one tensor a row, and gives as many, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, rows: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [{"sums": self.layer(row)} for row in rows]
 
 
 class Elsewhere(Supervised):

@@ -13,7 +13,7 @@ from dist_trainer.checkpoint.state import encode
 from dist_trainer.config.load import dump_config, load_config
 from dist_trainer.export import loading
 from dist_trainer.export.exporting import files_in
-from dist_trainer.export.request import FILES, JOB, MADE, Request, make_request
+from dist_trainer.export.request import COMPARED, FILES, JOB, MADE, Request, make_request
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.worker import build_model
 
@@ -64,10 +64,10 @@ def made(asked: list[tuple[RunFolder, Path, str, str | None]]) -> list[Path]:
         [sys.executable, "-c", WRITE, *works], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    return [_job(run, work, format) for run, work, format, _ in asked]
+    return [job_of(run, work, format) for run, work, format, _ in asked]
 
 
-def _job(run: RunFolder, work: Path, format: str) -> Path:
+def job_of(run: RunFolder, work: Path, format: str) -> Path:
     name = FILES[format]
     job = json.loads((work / JOB).read_text()) | {"format": format, "run": str(run.path)}
     job |= {"path": str(work / MADE / name), "sha256": files_in(work / MADE)[name]["sha256"]}
@@ -87,7 +87,7 @@ def compared_in_one_process(jobs: list[Path]) -> list[list[dict[str, Any]]]:
     command = [sys.executable, "-P", script, *map(str, jobs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=jobs[0].parent)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads((job.parent / COMPARED).read_text())["calls"] for job in jobs]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -11,21 +11,22 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dist_trainer.adapters.files import replace_file
+from dist_trainer.adapters.files import write_json
 from dist_trainer.checkpoint.choose import open_store
 from dist_trainer.cli import app
 from dist_trainer.config.schema import CheckpointConfig
 from dist_trainer.data import CSV, Arrays, Digits, Windows, sine, split_dataset
 from dist_trainer.errors import CorruptCheckpoint, ExportError, UsageError
 from dist_trainer.export.card import preprocessing
-from dist_trainer.export.exporting import CARD, Exported, check_place, export
+from dist_trainer.export.exporting import Exported, export
 from dist_trainer.export.loading import compare
-from dist_trainer.export.request import FILES, make_request
+from dist_trainer.export.place import CARD
+from dist_trainer.export.request import FILES, make_request, read_answer
 from dist_trainer.export.screen import words
 from dist_trainer.export.writer import write
 from dist_trainer.run_folder import RunFolder
 from dist_trainer.shown_samples import class_names
-from tests.export.runs import ROOT, make_run, text_of, weights
+from tests.export.runs import ROOT, make_run, text_of, weights, write_request
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -46,7 +47,9 @@ def test_weights_are_read_by_anybody_and_what_they_need_travels_along(tmp_path: 
     folder = run.path / "export" / "state_dict"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_text("of an earlier export into the same folder")
-    replace_file(folder / CARD, json.dumps({"run_id": run.info().run_id}).encode())
+    (folder / "notes.txt").write_text("nobody's business")
+    earlier = {"run_id": run.info().run_id, "files": {"model.safetensors": {}}}
+    write_json(folder / CARD, earlier)
     found = json.loads(exported(run, "--format", "state_dict", "--json").stdout)
     assert found["folder"] == str(folder) and json.loads((folder / CARD).read_text())["step"] == 3
     state = weights(folder / "model.pt")
@@ -63,29 +66,21 @@ def test_weights_are_read_by_anybody_and_what_they_need_travels_along(tmp_path: 
     assert found["outputs"] == [{"name": "output", "shape": ["batch", 2], "dtype": "float32"}]
     assert (found["classes"], found["preprocessing"]) == (["no", "yes"], [{"subtract": 3.0}])
     assert found["checked"]["largest_difference"] <= 1e-5
-    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
-    assert sorted(path.name for path in folder.iterdir()) == [CARD, "model.pt"]
-    said = words(Exported(folder, found))
+    assert {(folder / name).stat().st_mode & 0o777 for name in (CARD, "model.pt")} == {0o600}
+    assert sorted(path.name for path in folder.iterdir()) == [CARD, "model.pt", "notes.txt"]
+    assert found["removed"] == ["model.safetensors"]
+    said = words(Exported(folder, found, tuple(found["removed"])))
+    assert "of the earlier export there: model.safetensors is gone" in said
     assert said.startswith("run: step 3 as state_dict, ")
     assert "loaded again in the run's model built anew: batches of 1 and 7 give the same" in said
     assert "Training computed in bf16 by autocast" in said
 
 
-def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(
-    run: RunFolder, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    check_place(run, output)
-    output.mkdir()
-    (output / "model.pt").write_text("somebody's")
-    refused = exported(run, "--format", "state_dict", "--output", str(output))
-    assert refused.exit_code == 2
-    assert refused.stderr.startswith(
-        f"{output}/model.pt is there already, and is no export of run run; move it"
-    )
-    assert (output / "model.pt").read_text() == "somebody's"
-    replace_file(output / CARD, json.dumps({"run_id": run.info().run_id}).encode())
-    check_place(run, output)
+def test_weights_are_called_averaged_where_an_average_was_loaded(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "project", f"{text_of('Normed')}train: {{ema_decay: 0.9}}\n", average=None)
+    write_request(run, tmp_path, "state_dict")
+    write(tmp_path)
+    assert read_answer(tmp_path)["card"]["weights"] == "trained", "the checkpoint has no average"
 
 
 def test_what_gives_other_outputs_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -162,6 +157,10 @@ def test_outputs_are_compared_by_their_own_size() -> None:
     assert compare([with_nan], [with_nan.copy()], 1e-5) == (0.0, None)
     assert compare([with_nan], [np.array([0.0, np.inf, 1.0])], 1e-5)[1] is not None
     assert "shape (2, 1)" in (compare([large], [large[:, None]], 1e-5)[1] or "")
+    whole = np.array([1, 2])
+    assert compare([whole], [whole.astype(np.float32)], 1e-5)[1] == (
+        "output 0 is float32, the run's model gives int64"
+    )
     assert "1 outputs" in (compare([large, large], [large], 1e-5)[1] or "")
 
 

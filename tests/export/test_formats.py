@@ -18,12 +18,15 @@ LSTM = (
     .replace("[[4]]", "[[10, 1]]")
 )
 CONFIGS = {
-    name: text_of(name) for name in ("TwoInputs", "Normed", "Branching", "NotScriptable", "Answering")
+    name: text_of(name)
+    for name in ("TwoInputs", "Normed", "Branching", "NotScriptable", "Answering", "Wrapped")
 } | {"LSTM": LSTM}
 EVERY = [(model, *way) for model in ("TwoInputs", "Normed", "LSTM") for way in ALONE] + [
     ("Branching", "torchscript", "script"),
     ("NotScriptable", "torchscript", "trace"),
     ("Answering", "torch-export", None),
+    ("Answering", "onnx", None),
+    ("Wrapped", "onnx", None),
 ]
 SAMPLE = [
     ("TwoInputs", "torch-export", None),
@@ -70,6 +73,13 @@ def test_every_model_in_every_format_gives_the_same_in_a_process_without_the_pac
     [
         ("Branching", "torchscript", "trace", "depends on the values", "torchscript --method script"),
         ("Branching", "torch-export", None, "data-dependent", "torchscript --method script"),
+        (
+            "Branching",
+            "onnx",
+            None,
+            ": GuardOnDataDependentSymNode: Could not guard",
+            "torchscript --method script",
+        ),
         ("NotScriptable", "torchscript", "script", "variable number of arguments", "torch-export"),
     ],
 )

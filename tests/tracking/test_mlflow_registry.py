@@ -10,7 +10,11 @@ from mlflow import MlflowClient
 from dist_trainer.adapters.files import make_private_folder
 from dist_trainer.errors import DistTrainerError, UsageError
 from dist_trainer.run_folder import RunFolder
+from dist_trainer.tracking import mlflow_registry
+from dist_trainer.tracking.carrier import Unavailable
+from dist_trainer.tracking.follower import carrying
 from dist_trainer.tracking.mlflow_registry import check_registry, put, register
+from dist_trainer.tracking.mlflow_sync import reach
 from tests.tracking.servers import Server, make_run
 
 pytestmark = pytest.mark.timeout(120)
@@ -49,6 +53,20 @@ def test_each_export_is_a_version_of_its_own_linked_to_the_run(run: RunFolder, s
     found = MlflowClient(tracking_uri=server.uri).get_model_version("digits", "2")
     assert found.run_id == second.run_id and found.tags["dist_trainer.step"] == "3"
     assert found.description == "mine: step 3 as onnx; see export.json among its files"
+
+
+def test_a_run_that_another_process_carries_is_put_into_mlflow_by_that_one_alone(
+    run: RunFolder, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_registry, "_PATIENCE_S", 0.0)
+    folder = an_export(run, "one")
+    with carrying(run, patience_s=0.0):
+        with pytest.raises(Unavailable, match="the run is not in MLflow yet"):
+            put(run, folder, "carried")
+        assert run.info().mlflow_run_id is None, "nothing was written into run.json"
+        made = reach(run, 30.0).run_id
+        assert put(run, folder, "carried").run_id == made
+    assert put(run, folder, "carried").run_id == made, "nobody carries it now"
 
 
 def test_a_server_that_does_not_answer_is_one_error_and_the_files_stay(
