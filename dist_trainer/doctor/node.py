@@ -138,10 +138,11 @@ def installed_versions() -> dict[str, str]:
     """Of every package that is installed, and of Python; a folder that an interrupted pip left has no name."""
     found = {"python": sys.version.split()[0]}
     for each in distributions():
-        if facts := each.metadata:
-            name, number = ("".join((facts.get_all(key) or ())[:1]) for key in ("Name", "Version"))
-            if name:
-                found.setdefault(name, number or "unknown")  # the first one is what is imported
+        with suppress(FileNotFoundError):  # said so by the importlib_metadata package, where that is imported
+            if facts := each.metadata:
+                name, number = ("".join((facts.get_all(key) or ())[:1]) for key in ("Name", "Version"))
+                if name:
+                    found.setdefault(name, number or "unknown")  # the first one is what is imported
     return found
 
 
