@@ -213,7 +213,7 @@ def _works_instead(request: Request, model: nn.Module, calls: list[Call]) -> str
     }
     programs: dict[str, Callable[[], Any]] = {
         "--format torch-export": lambda: torch.export.save(_exported(model, calls), io.BytesIO()),
-        "--format torchscript --method script": lambda: torch.jit.script(model).save_to_buffer(),
+        "--format torchscript --method script": lambda: _scripted(model, calls, "script").save_to_buffer(),
         "--format torchscript --method trace": lambda: _traced(model, calls).save_to_buffer(),
     }
     failed = f"--format {request.words.replace(' by', '')}"
