@@ -10,6 +10,7 @@
       journal/rank-0.jsonl   see tracking/journal.py
       logs/attempt-0003/     rank-0.log, and error-rank-0.json of a rank that failed
       heartbeat/rank-0       see tracking/heartbeat.py
+      trained-code.json      see trained_code.py
       mlflow-sync.json       see tracking/sync_state.py; mlflow-sync.lock is held by the process that carries
       report/                see report/make.py
       checkpoints/           unless checkpoint.folder says otherwise
@@ -55,6 +56,7 @@ __all__ = ["RunFolder", "RunInfo", "State", "Status", "WorkerError", "find_run"]
 _FOLDERS = ("fence", "journal", "logs", "heartbeat", "checkpoints")
 _OURS = {*_FOLDERS, "run.json", "run.lock", "config.yaml", "attempts.jsonl", "status.json", "slurm", "code"}
 _OURS |= {"mlflow-sync.json", "mlflow-sync.lock", "times.json", "profile", "plots", "export", "report"}
+_OURS |= {"trained-code.json"}
 _FENCE = re.compile(r"([0-9]{4,9})[.]json")
 Record = TypeVar("Record", RunInfo, Status)
 
