@@ -142,6 +142,7 @@ class Trainer:
             first_step=self.step,
             total_steps=self.parts.total_steps,
             steps_per_epoch=self.parts.sampler.steps_per_epoch,
+            is_trained=self.finished,
         )
         tell_changed_code(self.attempt, self.given.made_by, first_step=self.step)
 
