@@ -45,6 +45,7 @@ from dist_trainer.adapters.files import (
 )
 from dist_trainer.adapters.git import code_version
 from dist_trainer.adapters.records import is_record, read_record
+from dist_trainer.config.near import first_few
 from dist_trainer.config.redact import redact
 from dist_trainer.config.references import resolve
 from dist_trainer.config.schema import NAME_PATTERN
@@ -278,9 +279,9 @@ def find_run(name_or_path: str | Path, runs: str | Path) -> RunFolder:
     with suppress(OSError):  # too long for a file's name
         if Path(text, "run.json").is_file():
             return RunFolder.open(text)
-    names = [path.parent.name for path in runs.glob("*/run.json")]
-    near = difflib.get_close_matches(Path(text).name, names) or sorted(names)[:5]
-    hint = f"; there is {', '.join(near)}" if near else "; no run is there yet"
+    names = sorted(path.parent.name for path in runs.glob("*/run.json"))
+    near = difflib.get_close_matches(Path(text).name, names) or names
+    hint = f"; there is {first_few(near)}" if near else "; no run is there yet"
     raise UsageError(f"no run {text!r} in {runs.absolute()}, and it is no run folder{hint}")
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from dist_trainer.adapters.files import write_json
 from dist_trainer.adapters.records import read_record
+from dist_trainer.config.near import first_few
 
 FILE = "trained-code.json"
 _NAME = re.compile(r"[\w-]+(/[\w-]+)*[.]py")  # never one above the folder, and fit to be shown
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ class TrainedCode:
         A file that only one side knows is none: which modules are loaded depends on more than the code.
         """
         names = sorted(name for name, digest in self.files.items() if files.get(name, digest) != digest)
-        if not names:
-            return ""
-        more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-        return f"the code has changed since attempt {self.attempt}: {', '.join(names[:_SHOWN] + more)}"
+        return f"the code has changed since attempt {self.attempt}: {first_few(names)}" if names else ""
 
 
 def digest_of(path: Path) -> str:
