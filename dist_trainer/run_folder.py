@@ -10,6 +10,7 @@
       journal/rank-0.jsonl   see tracking/journal.py
       logs/attempt-0003/     rank-0.log, and error-rank-0.json of a rank that failed
       heartbeat/rank-0       see tracking/heartbeat.py
+      trained-code.json      see trained_code.py
       mlflow-sync.json       see tracking/sync_state.py; mlflow-sync.lock is held by the process that carries
       report/                see report/make.py
       checkpoints/           unless checkpoint.folder says otherwise
@@ -44,6 +45,7 @@ from dist_trainer.adapters.files import (
 )
 from dist_trainer.adapters.git import code_version
 from dist_trainer.adapters.records import is_record, read_record
+from dist_trainer.config.near import first_few
 from dist_trainer.config.redact import redact
 from dist_trainer.config.references import resolve
 from dist_trainer.config.schema import NAME_PATTERN
@@ -55,6 +57,7 @@ __all__ = ["RunFolder", "RunInfo", "State", "Status", "WorkerError", "find_run"]
 _FOLDERS = ("fence", "journal", "logs", "heartbeat", "checkpoints")
 _OURS = {*_FOLDERS, "run.json", "run.lock", "config.yaml", "attempts.jsonl", "status.json", "slurm", "code"}
 _OURS |= {"mlflow-sync.json", "mlflow-sync.lock", "times.json", "profile", "plots", "export", "report"}
+_OURS |= {"trained-code.json"}
 _FENCE = re.compile(r"([0-9]{4,9})[.]json")
 Record = TypeVar("Record", RunInfo, Status)
 
@@ -276,9 +279,9 @@ def find_run(name_or_path: str | Path, runs: str | Path) -> RunFolder:
     with suppress(OSError):  # too long for a file's name
         if Path(text, "run.json").is_file():
             return RunFolder.open(text)
-    names = [path.parent.name for path in runs.glob("*/run.json")]
-    near = difflib.get_close_matches(Path(text).name, names) or sorted(names)[:5]
-    hint = f"; there is {', '.join(near)}" if near else "; no run is there yet"
+    names = sorted(path.parent.name for path in runs.glob("*/run.json"))
+    near = difflib.get_close_matches(Path(text).name, names) or names
+    hint = f"; there is {first_few(near)}" if near else "; no run is there yet"
     raise UsageError(f"no run {text!r} in {runs.absolute()}, and it is no run folder{hint}")
 
 

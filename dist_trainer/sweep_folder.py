@@ -25,6 +25,7 @@ from typing import Any
 
 from dist_trainer.adapters.file_lock import Owner, hold
 from dist_trainer.adapters.files import create_exclusively
+from dist_trainer.config.near import first_few
 from dist_trainer.config.schema import NAME_PATTERN
 from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder
@@ -141,8 +142,8 @@ def find_sweep(name_or_path: str, runs: str | Path) -> SweepFolder:
         with suppress(OSError):  # too long for a file's name
             if (path / "sweep.json").is_file():
                 return SweepFolder.open(path)
-    there = sorted(path.parent.name for path in runs.glob("*/sweep.json"))[:5]
-    hint = f"; there is {', '.join(there)}" if there else "; no sweep is there yet"
+    there = sorted(path.parent.name for path in runs.glob("*/sweep.json"))
+    hint = f"; there is {first_few(there)}" if there else "; no sweep is there yet"
     raise UsageError(f"no sweep {name_or_path!r} in {runs.absolute()}{hint}")
 
 

@@ -34,6 +34,7 @@ LAYERS = [  # a module imports from its own part and from lines below
     {"data", "models", "shown_samples"},
     {"sweep_folder"},
     {"inference_request", "run_folder"},
+    {"trained_code"},
     {"run_records"},
     {"adapters"},
     {"config"},

@@ -82,6 +82,10 @@ def test_an_unknown_run_is_named_with_near_ones(run: RunFolder, tmp_path: Path) 
         find_run("mime", tmp_path / "runs")
     with pytest.raises(UsageError, match="no run is there yet"):
         find_run("mine", tmp_path / "elsewhere")
+    for name in "bcdefgh":
+        RunFolder.create(tmp_path / "many" / name, "", working_folder=tmp_path)
+    with pytest.raises(UsageError, match="there is b, c, d, e, f, and 2 more"):
+        find_run("nosuch", tmp_path / "many")
 
 
 def test_info_changes_one_field_and_keeps_the_rest(run: RunFolder) -> None:

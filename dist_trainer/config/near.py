@@ -1,7 +1,9 @@
-"""The names that a misspelt one probably meant, worded for the end of a message."""
+"""The names that a misspelt one probably meant, or those that there are, worded for the end of a message."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+_FEW = 5
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:
@@ -22,3 +24,9 @@ def listed(names: Iterable[str], last: str = "or") -> str:
     """`a, b or c`."""
     *most, final = list(names) or ["nothing"]
     return f"{', '.join(most)} {last} {final}" if most else final
+
+
+def first_few(names: Sequence[str]) -> str:
+    """`a, b, c, d, e, and 2 more`."""
+    more = [f"and {len(names) - _FEW} more"] if len(names) > _FEW else []
+    return ", ".join([*names[:_FEW], *more])

@@ -69,7 +69,7 @@ def _change(
     if first.killed:
         return _if_killed(evidence, first), ""
     if first.type == errors.NonFiniteError.__name__:
-        return _smaller_gradient(evidence, saved)
+        return _not_finite(evidence, first, saved)
     if first.type == errors.DataError.__name__:
         return _data(evidence, first, saved)
     if first.type == "RankStuck":
@@ -118,6 +118,27 @@ def _more_parts(evidence: Evidence) -> int | None:
     ranks = whole((evidence.last_start or {}).get("world_size")) or 1
     samples = whole(evidence.setting("data.global_batch_size"))
     return None if samples is not None and now * ranks >= samples else 2 * now
+
+
+def _not_finite(evidence: Evidence, first: FirstFailed, saved: Saved) -> tuple[str, str]:
+    """By the words of training/step.py: clipping bounds a gradient, and mends no loss that is not finite itself."""
+    if not re.search(r"\(loss [-+]?(nan|inf), ", first.what):
+        return _smaller_gradient(evidence, saved)
+    step = re.search(r"\bstep (\d+): ", first.what)
+    start = evidence.start
+    if step and start and int(step[1]) == (whole(start.get("first_step")) or 0) + 1:
+        return (
+            "the loss was not finite before the attempt's first update, so a lower rate alone does not help: look at "
+            "the data of that step, and at the loss",
+            "",
+        )
+    rate = evidence.setting("optimizer.lr")
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        return "the loss itself was not finite: lower the rate, or look at the data of that step", ""
+    return (
+        "the loss itself was not finite: a tenth of the rate, or look at the data of that step",
+        changed("optimizer.lr", f"{rate / 10:g}", saved),
+    )
 
 
 def _smaller_gradient(evidence: Evidence, saved: Saved) -> tuple[str, str]:

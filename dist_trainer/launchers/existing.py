@@ -12,6 +12,7 @@ from dist_trainer.config.schema import Config
 from dist_trainer.errors import UsageError
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.journal import last_saved_step, planned_steps
+from dist_trainer.trained_code import changed_in
 
 
 def existing_run(folder: Path) -> RunFolder | None:
@@ -79,7 +80,9 @@ def nothing_left(run: RunFolder) -> str:
     if ended_by_early_stopping(run):
         how = f"was ended by early stopping at step {run.read_status().step}"
         goes_on = "a higher train.early_stopping.patience or train.early_stopping=null goes on"
-    return f"run {run.path.name} {how}: --fresh trains it anew, {goes_on}"
+    changed = changed_in(run.path, run.info().working_folder)
+    warning = f"\nwarning: {changed}; the results are of the code before" if changed else ""
+    return f"run {run.path.name} {how}: --fresh trains it anew, {goes_on}{warning}"
 
 
 def _has_saved(run: RunFolder, config: Config) -> bool:

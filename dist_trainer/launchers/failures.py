@@ -100,16 +100,23 @@ def _from_word(run: RunFolder, attempt: int, word: WorkerError) -> Failure:
     meant_for_the_user = isinstance(known, type) and issubclass(known, errors.DistTrainerError)
     what = word.message if meant_for_the_user else f"{word.type}: {word.message}{_place(word.traceback)}"
     names_its_rank = word.exit_code == 2 or known in (errors.RanksDiverged, errors.RankStuck)
-    where = f"rank {word.rank} failed" + (f" at step {word.step}" if word.step is not None else "")
     return Failure(
         rank=word.rank,
-        what=what if names_its_rank else f"{where}: {what}",
+        what=what if names_its_rank else _with_place(word, what, names_its_step=meant_for_the_user),
         log=run.log_path(attempt, word.rank),
         step=word.step,
         type=word.type,
         message=word.message,
         exit_code=word.exit_code,
     )
+
+
+def _with_place(word: WorkerError, what: str, *, names_its_step: bool) -> str:
+    """With rank and step; the step that the message begins with, if any: it failed in it, after `word.step`."""
+    step: object = word.step
+    if names_its_step and (own := re.match(r"step (\d+): ", what)):
+        step, what = own[1], what[own.end() :]
+    return f"rank {word.rank} failed{f' at step {step}' if step is not None else ''}: {what}"
 
 
 def _place(traceback: str) -> str:

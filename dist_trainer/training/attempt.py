@@ -45,14 +45,18 @@ class Attempt:
             with suppress(OSError):  # standard output may be a file on a full disk
                 print(sentence, flush=True)
 
-    def record_start(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> list[str]:
+    def record_start(
+        self, *, first_step: int, total_steps: int, steps_per_epoch: int, is_trained: bool
+    ) -> list[str]:
         """Write on rank 0 that the attempt trains now, and what is ahead of it. Collective.
 
-        Gives the names of the ranks' nodes, by rank.
+        `is_trained`: no step is left, by their number or by early stopping. Gives the names of the ranks' nodes, by
+        rank.
         """
         names = [name.decode() for name in self.group.gather_bytes(self.group.place.node.encode())]
         if self.is_rank_zero:
             self._record_start(names, first_step, total_steps, steps_per_epoch)
+            self._say_start(first_step, total_steps, is_trained=is_trained)
         return names
 
     def _record_start(
@@ -78,10 +82,13 @@ class Attempt:
             device=str(self.group.device),
         )
         self.journal.sync()
+
+    def _say_start(self, first_step: int, total_steps: int, *, is_trained: bool) -> None:
         begins = f"going on at step {first_step} of" if first_step else "training"
-        self.say(
-            f"{self.run.path.name}: {begins} {total_steps} steps, world size {world_size}, in {self.run.path}"
-        )
+        what = f"{begins} {total_steps} steps, world size {self.group.world_size}"
+        if is_trained:
+            what = f"its training was finished at step {first_step} already"
+        self.say(f"{self.run.path.name}: {what}, in {self.run.path}")
 
     @contextmanager
     def told(self, step: Callable[[], int]) -> Iterator[ExitStack]:

@@ -52,6 +52,13 @@ class Ingredients:
     scheduler: Scheduler
     collate: Callable[[list[Any]], Any] | None
 
+    @property
+    def made_by(self) -> list[object]:
+        """The objects whose modules are the user's code."""
+        splits = (self.train, self.val, self.test)
+        others = (self.task, self.task.loss_function, self.collate, *self.metrics.values())
+        return [*self.model.modules(), *splits, *others]
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -11,10 +11,11 @@ from types import ModuleType
 import torch
 
 from dist_trainer.config.imports import code_folder
-from dist_trainer.training import digests
+from dist_trainer.trained_code import digest_of
 
 _PACKAGE = Path(__file__).parents[1]
 _STANDARD = Path(platform.__file__).parent
+_SCRIPT = ("__main__", "__mp_main__")
 
 
 def source_files(objects: Iterable[object]) -> dict[str, str]:
@@ -24,16 +25,34 @@ def source_files(objects: Iterable[object]) -> dict[str, str]:
     version instead.
     """
     files = {path.relative_to(_PACKAGE.parent).as_posix(): path for path in _PACKAGE.rglob("*.py")}
+    for name, path in _users(objects):
+        files[path.name if name == "__main__" else f"{name} ({path.name})"] = path
+    return _digests(files)
+
+
+def users_files(objects: Iterable[object]) -> dict[str, str]:
+    """A digest of each loaded module of the user's, by its file as the module's name gives it: nets/small.py."""
+    files = {}
+    for name, path in _users(objects):
+        is_package = path.name == "__init__.py"
+        place = name.replace(".", "/") + ("/__init__.py" if is_package else ".py")
+        files[path.name if name in _SCRIPT else place] = path
+    return _digests(files)
+
+
+def _users(objects: Iterable[object]) -> Iterator[tuple[str, Path]]:
     roots = _roots(objects)
     for name, module in sorted(sys.modules.items()):
         file = _file_of(module)
         if file.startswith(roots) and _is_own(file):
-            path = Path(file)
-            files[path.name if name == "__main__" else f"{name} ({path.name})"] = path
+            yield name, Path(file)
+
+
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
     found = {}
     for name, path in sorted(files.items()):
         with suppress(OSError):  # deleted since, by an update under our feet
-            found[name] = digests.of_bytes(path.read_bytes())
+            found[name] = digest_of(path)
     return found
 
 

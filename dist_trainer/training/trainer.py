@@ -15,6 +15,7 @@ from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.training.attempt import begin
 from dist_trainer.training.batch import Batch
 from dist_trainer.training.build import Ingredients, Scheduler, build
+from dist_trainer.training.changed_code import tell_changed_code
 from dist_trainer.training.compiling import compiling_beats
 from dist_trainer.training.evaluations import Evaluations
 from dist_trainer.training.fetch import ReadInterrupted
@@ -141,7 +142,9 @@ class Trainer:
             first_step=self.step,
             total_steps=self.parts.total_steps,
             steps_per_epoch=self.parts.sampler.steps_per_epoch,
+            is_trained=self.finished,
         )
+        tell_changed_code(self.attempt, self.given.made_by, first_step=self.step)
 
     def _train(self) -> None:
         # only where all ranks exchange before the step may one of them go without its data

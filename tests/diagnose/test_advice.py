@@ -20,11 +20,12 @@ name: {name}
 model: {{target: torch.nn.Linear, in_features: 2, out_features: 1}}
 data: {{train: {{target: builtins.list}}, global_batch_size: {rows}, num_workers: 2}}
 loss: {{target: torch.nn.MSELoss}}
-optimizer: {{target: torch.optim.SGD, lr: 0.1}}
+optimizer: {{target: torch.optim.SGD, lr: {rate}}}
 launch: {{workers_per_node: 1}}
 train: {{accumulate_steps: {parts}, clip_grad_norm: {norm}}}
 checkpoint: {{every_steps: {every}}}
 """
+NOT_FINITE = "step {step}: the gradient is not finite (loss {loss}, norm nan), and so on"
 TIMES = "2031-01-02T03:04:05|2031-01-02T04:04:05|2031-01-02T03:04:05"
 
 
@@ -36,7 +37,7 @@ class Trial:
         self.run: RunFolder
 
     def make(self, name: str = "q", *, sweep: str | None = None, **values: Any) -> "Trial":
-        known = {"name": name, "rows": 32, "parts": 1, "norm": "null", "every": 500, **values}
+        known = {"name": name, "rows": 32, "parts": 1, "norm": "null", "rate": 0.1, "every": 500, **values}
         path = self.folder / "runs" / name
         text = CONFIG.format(**known)
         self.run = RunFolder.create(path, text, working_folder=self.folder, sweep=sweep)
@@ -231,6 +232,31 @@ def test_a_gradient_is_never_given_more_room_than_it_has(trial: Trial, now: str,
     assert told.next == f"dist-trainer train runs/q/config.yaml train.clip_grad_norm={then}"
     taken = load_config([trial.run.config_path], [f"train.clip_grad_norm={then}"]).config.train
     assert taken.clip_grad_norm == float(then)
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    ("rate", "option"), [("0.1", " optimizer.lr=0.01"), ("5.0e-6", " optimizer.lr=5e-07"), ("null", "")]
+)
+def test_a_loss_that_is_not_finite_is_no_matter_of_clipping(
+    trial: Trial, loss: str, rate: str, option: str
+) -> None:
+    error = errors.NonFiniteError(NOT_FINITE.format(step=31, loss=loss))
+    told = trial.make(rate=rate).fail(error).told()
+    assert told.sentence.startswith("failed: rank 0 failed at step 31: the gradient is not finite (loss ")
+    assert told.next == f"dist-trainer train runs/q/config.yaml{option}"
+    assert "the loss itself was not finite" in told.change_first and "data" in told.change_first
+
+
+def test_a_loss_that_is_not_finite_before_any_update_is_no_matter_of_the_rate(trial: Trial) -> None:
+    told = trial.make().fail(errors.NonFiniteError(NOT_FINITE.format(step=1, loss="nan")), step=0).told()
+    assert told.next == "dist-trainer train runs/q/config.yaml"
+    assert "before the attempt's first update" in told.change_first
+
+
+def test_a_gradient_that_is_not_finite_where_the_loss_is_is_limited(trial: Trial) -> None:
+    told = trial.make().fail(errors.NonFiniteError(NOT_FINITE.format(step=31, loss="2.5"))).told()
+    assert told.next == "dist-trainer train runs/q/config.yaml train.clip_grad_norm=1.0"
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_checkpoints_that_rot_and_a_run_that_went_on_elsewhere(subject: Subject)
     ("override", "code", "says", "next_words"),
     [
         (f"data.train.target={SUBJECTS}.BadRow", 1, "this row is broken", "data.bad_rows=skip"),
-        (f"data.train.target={SUBJECTS}.Infinite", 1, "not finite", "train.clip_grad_norm=1.0"),
+        (f"data.train.target={SUBJECTS}.Infinite", 1, "not finite", "optimizer.lr="),
         (f"hooks=[{{target: {SUBJECTS}.misconfigured}}]", 2, "data.train.path must be a file", "KEY=VALUE"),
     ],
     ids=["bad-row", "not-finite", "mistake"],

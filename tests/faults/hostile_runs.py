@@ -18,6 +18,7 @@ from dist_trainer.tracking.heartbeat import Heartbeat, read_heartbeat
 from dist_trainer.tracking.journal import Journal, history, last_saved_step, metric_history, planned_steps
 from dist_trainer.tracking.settings import RunSettings
 from dist_trainer.tracking.sync_state import Point, SyncState, count_left
+from dist_trainer.trained_code import changed_in, write_trained_code
 from dist_trainer.training.time_limit import Times, read_times
 from tests.faults.hostile_checkpoints import files, manifest_of, put
 from tests.faults.mutations import change_bytes, change_json, change_lines, change_yaml
@@ -65,6 +66,7 @@ def make(folder: Path) -> RunFolder:
     state.sent("rank-0.jsonl", [Point("train/loss", 1.0, 1, 3)], 200)
     state.save(run)
     write_json(run.path / "times.json", vars(Times(2, 0.1, 0.2, {"val": 1.0}, {})))
+    write_trained_code(run.path, 1, {"my_project.py": "0123456789abcdef"})
     (run.path / "run.lock").write_text('{"pid": 1, "host": "elsewhere", "since": 1730000000.0, "job": null}')
     add_job(run, Submission("123", script="slurm/0001.sbatch"))
     content = files()
@@ -119,6 +121,7 @@ def _read_all(runs: Path) -> None:
     owner_of(run)
     journal = run.journal_path(0)
     history(journal), metric_history(journal, "train/loss"), last_saved_step(journal), planned_steps(journal)
+    changed_in(run.path, run.info().working_folder)
     read_times(run, 3), jobs_of(run), run.attempts(), run.read_errors(1), run.highest_fence()
     count_left(run, SyncState.load(run))
     RunSettings.read(run)

@@ -47,6 +47,7 @@ RUN_FILES = [
         "attempts.jsonl",
         "mlflow-sync.json",
         "times.json",
+        "trained-code.json",
         "run.lock",
         "config.yaml",
     ),
@@ -366,6 +367,7 @@ def _as_experiment(name: str, runs: Path) -> bool:
         "config.yaml",
         "mlflow-sync.json",
         "times.json",
+        "trained-code.json",
     ],
 )
 def test_a_run_folder_with_a_link_in_the_place_of_a_file_is_refused(name: str, tmp_path: Path) -> None:

@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.errors import FencedOut, NoProgress, NotSaved, NoUsableCheckpoint, StorageError
+from dist_trainer.errors import (
+    FencedOut,
+    NonFiniteError,
+    NoProgress,
+    NotSaved,
+    NoUsableCheckpoint,
+    StorageError,
+)
 from dist_trainer.launchers.failures import Failure, first_failure
 from dist_trainer.run_folder import RunFolder
 
@@ -23,6 +30,12 @@ def test_the_earliest_word_counts(run: RunFolder) -> None:
     found = died(run, (1, ValueError("first")), (0, ValueError("second")), codes={0: 1, 1: 1})
     assert found.what == "rank 1 failed at step 3: ValueError: first"
     assert found.log == run.log_path(1, 1)
+
+
+def test_one_step_is_named_where_the_message_names_its_own(run: RunFolder) -> None:
+    found = died(run, (0, NonFiniteError("step 4: the gradient is not finite")), codes={0: 1})
+    assert found.what == "rank 0 failed at step 4: the gradient is not finite"
+    assert found.step == 3, "the last one that was done"
 
 
 def test_a_lost_connection_is_not_the_cause_even_if_it_was_said_first(run: RunFolder) -> None:

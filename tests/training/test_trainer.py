@@ -110,6 +110,24 @@ def test_more_steps_go_on_where_a_finished_run_ended(tmp_path: Path) -> None:
         assert torch.equal(found["whole"], found["parts"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "last"),
+    [({"train.steps": 4}, 4), ({"train.steps": 30, "train.early_stopping": {"patience": 1}}, 2)],
+    ids=["all-steps", "early-stopping"],
+)
+def test_a_script_whose_run_is_finished_is_told_so(
+    settings: dict[str, Any], last: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings |= {"data.global_batch_size": 6, "train.eval_every_steps": 1}
+    never_better = lambda model: torch.optim.SGD(model.parameters(), lr=0.0)  # noqa: E731
+    given = {"val": rows(5), "optimizer": never_better}
+    results = [trainer(str(tmp_path), "r", settings, **given).fit() for _ in range(2)]
+    assert results[0] == results[1] and results[0].step == last
+    first, second = capsys.readouterr().out.split(f"r: finished at step {last}\n")[:2]
+    assert f"r: training {settings['train.steps']} steps, world size 1" in first
+    assert second == f"r: its training was finished at step {last} already, in {tmp_path / 'r'}\n"
+
+
 def train_alone_after_a_failure(folder: str) -> list[str]:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name)
