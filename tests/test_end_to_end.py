@@ -149,7 +149,9 @@ trainer = Trainer(
     settings={"launch.device": "cpu", "tracking.log_every_steps": 1},
 )
 result = trainer.fit()
-print(f"rank {trainer.attempt.group.rank}: {result.state} {result.step} {result.metrics['test/accuracy']:.2f}")
+rank, accuracy = trainer.attempt.group.rank, result.metrics["test/accuracy"]
+# as one write: torchrun runs both ranks unbuffered, and two of each would mix
+print(f"rank {rank}: {result.state} {result.step} {accuracy:.2f}\\n", end="")
 """
 
 
