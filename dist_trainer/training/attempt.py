@@ -43,7 +43,8 @@ class Attempt:
         """Print on rank 0, where no agent of ours shows the progress."""
         if self.is_rank_zero and not self.has_agent:
             with suppress(OSError):  # standard output may be a file on a full disk
-                print(sentence, flush=True)
+                # as one write: torchrun runs its ranks unbuffered, and another's line may not come in between
+                print(f"{sentence}\n", end="", flush=True)
 
     def record_start(
         self, *, first_step: int, total_steps: int, steps_per_epoch: int, is_trained: bool
