@@ -146,21 +146,28 @@ class Cluster:
         )
 
     def release(self, job: str, *, timeout_s: float = 120) -> None:
-        """Lift the two minutes for which SLURM holds a requeued job; waits until it is pending."""
-        self.wait_for_state(job, "PENDING", timeout_s=timeout_s)
+        """Lift the two minutes for which SLURM holds a requeued job; nothing is done to one that has started."""
+        refused = ""
 
         def lifted() -> bool:
+            nonlocal refused
+            found = self.show(job)
+            # where the hold is over, or was lifted before, it may start at any moment: then SLURM changes no start
+            if found["JobState"] not in ("PENDING", "COMPLETING"):
+                return True
             # a start in the second of the requeue fails: SLURM has just revoked the job's credential
-            requeued = time.strptime(self.show(job)["SubmitTime"], "%Y-%m-%dT%H:%M:%S")
+            requeued = time.strptime(found["SubmitTime"], "%Y-%m-%dT%H:%M:%S")
             if time.time() < time.mktime(requeued) + 2:
                 return False
             # while the last processes of its former life end, the job cannot be changed
-            with contextlib.suppress(SlurmFailed):
+            try:
                 slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
-                return True
-            return False
+            except SlurmFailed as error:
+                refused = str(error)
+                return False
+            return True
 
-        wait_for(lifted, timeout_s=timeout_s, what=lambda: f"the hold of job {job} to be lifted")
+        wait_for(lifted, timeout_s=timeout_s, what=lambda: f"the hold of job {job} to be lifted: {refused}")
 
     @contextlib.contextmanager
     def urgent_job(self) -> Iterator[str]:

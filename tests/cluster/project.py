@@ -132,7 +132,7 @@ class Trial:
         """Wait for the end of the job, wherever it is; it must have finished the run. Samples hurry from now on."""
         self.project.hurry()
         cluster = self.project.cluster
-        if int(cluster.show(self.job)["Restarts"]) > 0 and cluster.state(self.job) == "PENDING":
+        if int(cluster.show(self.job)["Restarts"]) > 0:
             cluster.release(self.job)
         state = cluster.wait_for_end(self.job, timeout_s=timeout_s)
         assert state == "COMPLETED", self.told()
