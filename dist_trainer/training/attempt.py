@@ -15,6 +15,7 @@ from dist_trainer.errors import DistTrainerError, StorageError
 from dist_trainer.run_folder import RunFolder, Status
 from dist_trainer.tracking.heartbeat import Heartbeat
 from dist_trainer.tracking.journal import Journal
+from dist_trainer.training.progress import clear_line
 from dist_trainer.training.stop import Signals
 
 
@@ -43,6 +44,7 @@ class Attempt:
         """Print on rank 0, where no agent of ours shows the progress."""
         if self.is_rank_zero and not self.has_agent:
             with suppress(OSError):  # standard output may be a file on a full disk
+                clear_line()
                 # as one write: torchrun runs its ranks unbuffered, and another's line may not come in between
                 print(f"{sentence}\n", end="", flush=True)
 
@@ -103,6 +105,7 @@ class Attempt:
         except BaseException as error:
             if not self.has_agent:
                 with suppress(Exception):  # the error under way is the one to show
+                    clear_line()
                     stack.close()
                 with suppress(OSError, StorageError):
                     self._record_failure(error, step() or None)

@@ -22,7 +22,7 @@ from dist_trainer.training.fetch import ReadInterrupted
 from dist_trainer.training.group_options import put_back
 from dist_trainer.training.hooks import Hook
 from dist_trainer.training.metrics import as_metrics
-from dist_trainer.training.notebook import notebook_hooks
+from dist_trainer.training.notebook import own_progress
 from dist_trainer.training.profile import Profiler
 from dist_trainer.training.random_state import random_state_kept
 from dist_trainer.training.recorder import Recorder
@@ -75,7 +75,7 @@ class Trainer:
         elif task is None or loss is not None:
             raise ConfigError("Trainer needs either a loss, or a task that defines one")
         self.settings = make_settings(settings, words)
-        self.hooks = [*hooks, *notebook_hooks()]
+        self.hooks = [*hooks, *own_progress()]
         self._begin_anew()
         measures, plan = as_metrics(metrics or {}), scheduler or Scheduler()
         self.given = Ingredients(model, task, train, val, test, measures, optimizer, plan, collate)
