@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
-from benchmarks.peers.protocol import Asked, Stamps, asked
+from benchmarks.peers.protocol import Asked, Stamps, asked, leave
 from benchmarks.peers.work import Work, batches, work
 
 
@@ -26,6 +26,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         stamps.write(given.times)
     dist.destroy_process_group()
+    leave()
 
 
 def train(given: Asked, parts: Work, stamps: Stamps) -> None:

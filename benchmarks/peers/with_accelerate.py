@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from benchmarks.peers.protocol import Asked, Stamps, asked
+from benchmarks.peers.protocol import Asked, Stamps, asked, leave
 from benchmarks.peers.work import Work, batches, work
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     if accelerator.is_main_process:
         stamps.write(given.times)
     accelerator.end_training()
+    leave()
 
 
 def train(accelerator: Any, given: Asked, parts: Work, stamps: Stamps) -> None:

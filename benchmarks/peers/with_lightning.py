@@ -4,12 +4,11 @@ import os
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from torch import Tensor, nn
 
-from benchmarks.peers.protocol import Asked, Stamps, asked
+from benchmarks.peers.protocol import Asked, Stamps, asked, leave
 from benchmarks.peers.work import Work, work
 
 
@@ -87,7 +86,7 @@ def main() -> None:
         trainer.fit(module, parts.loader(shuffle=True))
     if trainer.is_global_zero:
         stamps.write(given.times)
-    dist.destroy_process_group()  # Lightning leaves it, and now and then gloo then aborts the process as it exits
+    leave()
 
 
 def _logger(given: Asked) -> Any:

@@ -1,5 +1,6 @@
 """What a real browser makes of the pages: the report's, and MLflow's own of a run. Run by `make test-browser`."""
 
+import io
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dist_trainer.data.samples import Digits
 from dist_trainer.run_folder import RunFolder
@@ -188,6 +190,19 @@ def test_pictures_of_samples_are_there_with_words_for_who_cannot_see_them(tab: N
     assert all(natural == 8 and clientwidth >= 60 for natural, _, clientwidth in found)
     assert all(re.fullmatch(r"row \d+, truth \w+, prediction \w+", alt) for _, alt, _ in found)
     assert shown.page.locator(".matrix tbody tr").count() == 11
+
+
+def test_a_table_that_a_phone_cuts_off_shows_a_shade_where_it_goes_on(tab: NewTab, folder: Path) -> None:
+    shown = tab(320).open(folder / PAGES[0])
+    matrix = shown.page.locator(".scroll", has=shown.page.locator(".matrix"))
+
+    def brightness_at_its_right_edge() -> float:
+        pixels = np.asarray(Image.open(io.BytesIO(matrix.screenshot())).convert("L"))
+        return float(np.median(pixels[:, -2:]))
+
+    assert brightness_at_its_right_edge() < 230
+    matrix.evaluate("e => e.scrollTo(e.scrollWidth, 0)")
+    assert brightness_at_its_right_edge() > 250
 
 
 @pytest.mark.parametrize("path", PAGES)
