@@ -105,8 +105,8 @@ class Attempt:
         except BaseException as error:
             if not self.has_agent:
                 with suppress(Exception):  # the error under way is the one to show
-                    clear_line()
                     stack.close()
+                clear_line()
                 with suppress(OSError, StorageError):
                     self._record_failure(error, step() or None)
             raise

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ class LineProgress(Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_terminal = sys.stderr.isatty()
+        self._is_terminal = _is_terminal()
         self.every_s = _REDRAW_EVERY_S if self._is_terminal else _LINE_EVERY_S
 
     def draw(self, trainer: "Trainer", step: int, words: str) -> None:
@@ -85,10 +86,15 @@ class LineProgress(Progress):
 
 def clear_line() -> None:
     """Before a sentence is printed: take away what stands at the foot of a terminal."""
-    if sys.stderr.isatty():
+    if _is_terminal():
         _write(_CLEAR)
 
 
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # None: it was closed before Python started
+
+
 def _write(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    with suppress(OSError):  # the terminal was closed, and the training goes on
+        sys.stderr.write(text)
+        sys.stderr.flush()

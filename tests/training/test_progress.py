@@ -65,6 +65,34 @@ def test_an_error_leaves_no_line_before_its_traceback(
     assert "step 2/" in said and said.endswith("\r\x1b[K")
 
 
+def test_a_terminal_that_is_closed_in_mid_run_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = pty.openpty()
+
+    class HangUp(Hook):
+        def on_step(self, trainer: object, step: int, result: object) -> None:
+            if step == 3:
+                os.close(ours)
+
+    with open(os.dup(theirs), "w") as written, monkeypatch.context() as patched:  # noqa: PTH123
+        patched.setattr(progress, "_REDRAW_EVERY_S", 0.0)
+        patched.setattr("sys.stderr", written)
+        made = trainer(str(tmp_path), "goes-on", SHORT, hooks=[HangUp()])
+        assert made.fit().state == "finished"
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), written.fileno())  # what could not be written may go now
+    os.close(theirs)
+
+
+def test_a_script_whose_standard_error_is_closed_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stderr", None)
+        assert trainer(str(tmp_path), "closed", SHORT).fit().state == "finished"
+
+
 def test_where_standard_error_is_no_terminal_a_line_is_printed_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
