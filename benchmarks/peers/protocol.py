@@ -47,8 +47,8 @@ def asked() -> Asked:
 def leave() -> NoReturn:
     """End the process when everything is measured, without Python's own way out.
 
-    On that way torch 2.14 aborts once in ten times here, in its own loops too and with the group destroyed: a thread
-    of gloo's drops its last work, which holds an object of Python's, and Python ends a thread that still wants one.
+    On that way a loop by hand aborts once in ten times here (torch 2.14), with its group destroyed too: a thread of
+    gloo's drops its last work, which holds an object of Python's, and Python ends a thread that still wants one.
     """
     sys.stdout.flush()
     sys.stderr.flush()

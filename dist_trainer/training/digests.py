@@ -84,6 +84,13 @@ def weighted_sums(words: Tensor, size: int) -> Tensor:
     return torch.stack(sums) if sums else words
 
 
+def mixed_sum(sums: Tensor) -> Tensor:
+    """One number of all blocks' sums in this order, in torch's operations."""
+    numbers = torch.arange(len(sums), device=sums.device)
+    total: Tensor = _mixed(_mixed(sums) + _mixed(numbers)).sum()
+    return total
+
+
 def block_words(tensor: Tensor) -> int:
     """How many 64-bit words of it are one block."""
     return _BLOCK_WORDS.get(tensor.device.type, _BLOCK_WORDS_ELSEWHERE)
@@ -146,11 +153,9 @@ def _has_values(tensor: Tensor) -> bool:
 @torch.no_grad()
 def _digest(tensor: Tensor) -> Tensor:
     sums = of_blocks(tensor)
-    if sums.device.type == "cpu":
-        return torch.tensor(_signed(xxh3_64_intdigest(sums.numpy().data)))
-    numbers = torch.arange(len(sums), device=sums.device)
-    total: Tensor = _mixed(_mixed(sums) + _mixed(numbers)).sum()
-    return total
+    if sums.device.type != "cpu":
+        return mixed_sum(sums)
+    return torch.tensor(_signed(xxh3_64_intdigest(sums.numpy().data)))
 
 
 def _words(tensor: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ import sys
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dist_trainer.adapters.place import Place
-from dist_trainer.training.progress import LineProgress, Progress
+from dist_trainer.training.progress_hook import ProgressHook
 
 if TYPE_CHECKING:
     from dist_trainer.training.result import Result
@@ -20,14 +19,7 @@ def in_kernel() -> bool:
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
-def own_progress() -> list[Progress]:
-    """What shows the progress of a training that no agent of ours shows: a bar in a kernel, a line elsewhere."""
-    if Place.from_environment().fence is not None:
-        return []
-    return [NotebookProgress() if in_kernel() else LineProgress()]
-
-
-class NotebookProgress(Progress):
+class NotebookProgress(ProgressHook):
     """A bar with the words beside it, below the cell that trains."""
 
     def __init__(self) -> None:

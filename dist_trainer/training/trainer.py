@@ -22,8 +22,8 @@ from dist_trainer.training.fetch import ReadInterrupted
 from dist_trainer.training.group_options import put_back
 from dist_trainer.training.hooks import Hook
 from dist_trainer.training.metrics import as_metrics
-from dist_trainer.training.notebook import own_progress
 from dist_trainer.training.profile import Profiler
+from dist_trainer.training.progress import own_progress
 from dist_trainer.training.random_state import random_state_kept
 from dist_trainer.training.recorder import Recorder
 from dist_trainer.training.result import Result

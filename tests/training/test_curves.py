@@ -6,7 +6,7 @@ import torch
 
 from dist_trainer.training.curves import Curves
 from dist_trainer.training.metrics import Accuracy
-from dist_trainer.training.notebook import in_kernel
+from dist_trainer.training.notebook import NotebookProgress, in_kernel
 from dist_trainer.training.result import Result
 from tests.training.small import rows, trainer
 
@@ -15,7 +15,7 @@ def test_the_losses_and_metrics_of_a_run_are_drawn_by_step(tmp_path: Path) -> No
     torch.manual_seed(0)
     given = {"val": rows(), "test": rows(), "metrics": {"accuracy": Accuracy()}}
     made = trainer(str(tmp_path), "drawn", {"train.epochs": 2}, **given)
-    assert not in_kernel()
+    assert not in_kernel() and not any(isinstance(hook, NotebookProgress) for hook in made.hooks)
     figure = made.fit().plot()
     loss, accuracy = figure.axes
     assert (loss.get_title(), accuracy.get_title()) == ("loss", "accuracy")

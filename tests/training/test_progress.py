@@ -1,5 +1,6 @@
 """The line that a plain script shows at the foot of a terminal, and the lines that it prints elsewhere."""
 
+import io
 import os
 import pty
 import re
@@ -31,7 +32,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
         monkeypatch.context() as patched,
     ):
         patched.setenv("COLUMNS", str(COLUMNS))
-        patched.setattr(progress, "_REDRAW_EVERY_S", 0.0)
+        patched.setattr(progress, "REDRAW_EVERY_S", 0.0)
         patched.setattr("sys.stderr", written)
         yield lambda: seen.read(1 << 16).decode()
 
@@ -76,7 +77,7 @@ def test_a_terminal_that_is_closed_in_mid_run_ends_no_training(
                 os.close(ours)
 
     with open(os.dup(theirs), "w") as written, monkeypatch.context() as patched:  # noqa: PTH123
-        patched.setattr(progress, "_REDRAW_EVERY_S", 0.0)
+        patched.setattr(progress, "REDRAW_EVERY_S", 0.0)
         patched.setattr("sys.stderr", written)
         made = trainer(str(tmp_path), "goes-on", SHORT, hooks=[HangUp()])
         assert made.fit().state == "finished"
@@ -85,12 +86,22 @@ def test_a_terminal_that_is_closed_in_mid_run_ends_no_training(
     os.close(theirs)
 
 
-def test_a_script_whose_standard_error_is_closed_trains(
+def test_a_script_trains_whatever_stands_in_the_place_of_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr("sys.stderr", None)
-        assert trainer(str(tmp_path), "closed", SHORT).fit().state == "finished"
+    class OnlyTakesWords:
+        def write(self, words: str) -> int:
+            return len(words)
+
+        def flush(self) -> None:
+            pass
+
+    closed = io.StringIO()
+    closed.close()
+    for name, given in {"none": None, "closed": closed, "own": OnlyTakesWords()}.items():
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.stderr", given)
+            assert trainer(str(tmp_path), name, SHORT).fit().state == "finished"
 
 
 def test_where_standard_error_is_no_terminal_a_line_is_printed_now_and_then(
@@ -110,6 +121,6 @@ def test_where_standard_error_is_no_terminal_a_line_is_printed_now_and_then(
 def test_under_our_agent_which_shows_the_progress_a_worker_shows_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(trainer(str(tmp_path), "alone").hooks) == 1
+    assert [type(hook) for hook in trainer(str(tmp_path), "alone").hooks] == [progress.LineProgress]
     monkeypatch.setenv("DIST_TRAINER_FENCE", "1")
     assert trainer(str(tmp_path), "worker").hooks == []
