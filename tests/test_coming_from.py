@@ -36,8 +36,9 @@ def skip_without(peer: str) -> None:
 
 
 def run(*words: str) -> None:
-    """A Python program in the current folder."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    """A Python program in the current folder, which may import this file."""
+    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | own
     done = subprocess.run(
         [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
     )
