@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from dist_trainer import Hook, Trainer
+from dist_trainer.data import Digits
 from tests import real_data
 
 EXTRA = Path(__file__).parents[1] / "configs" / "extra"
@@ -106,10 +107,12 @@ def test_attributions_of_a_trained_net_are_pictures_of_the_report(folder: Folder
 
     model = DigitsCNN()
     model.load_state_dict(folder.weights("captum-digits"))
-    pixels = torch.rand(64)
-    answer, parts = explain(model.eval(), pixels)
-    scores = model(torch.stack([pixels, torch.zeros(64)]))[:, answer].detach()
-    assert float(parts.sum()) == pytest.approx(float(scores[0] - scores[1]), rel=0.02)
+    digits = Digits(split="test")
+    for row in range(20):
+        pixels = torch.as_tensor(digits[row][0])
+        answer, parts = explain(model.eval(), pixels)
+        scores = model(torch.stack([pixels, torch.zeros(64)]))[:, answer].detach()
+        assert float(parts.sum()) == pytest.approx(float(scores[0] - scores[1]), rel=0.02), row
 
 
 class StopAt(Hook):
